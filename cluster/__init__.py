@@ -1,0 +1,1 @@
+"""Machines, not logic. Cluster files and the submit helper come with the cluster milestone; see CHANGELOG.md."""

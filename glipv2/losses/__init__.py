@@ -1,0 +1,1 @@
+"""What the model is trained on: assignment, grounding and box losses."""

@@ -1,0 +1,1 @@
+"""The network, split into encode_image, encode_text and fuse."""

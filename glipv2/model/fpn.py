@@ -1,0 +1,37 @@
+"""Feature pyramid P3 to P7 (GLIP reference: 1x1 laterals, 3x3 outputs, two extra strided levels)."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import drop_block2d
+
+DROP_BLOCK_SIZE = 3
+
+
+class FeaturePyramid(nn.Module):
+    """Turn the maps of strides 8, 16 and 32 into five maps of one width."""
+
+    def __init__(self, in_channels: tuple[int, ...], channels: int, drop_block: float) -> None:
+        """Build laterals and outputs; ``drop_block`` acts in training on the maps feeding P3 and P4."""
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.drop_block = drop_block
+        for conv in (*self.laterals, *self.outputs, self.p6, self.p7):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.constant_(conv.get_parameter("bias"), 0.0)
+
+    def forward(self, maps: list[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b c h w"]]:
+        """Return P3 to P7; every level is half the previous one, rounded up."""
+        merged = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        for level in (1, 0):
+            merged[level] = merged[level] + F.interpolate(merged[level + 1], size=merged[level].shape[2:])
+        p3, p4, p5 = (
+            # The un-dropped map goes down the pyramid; the top one is never dropped.
+            output(drop_block2d(x, self.drop_block, DROP_BLOCK_SIZE, training=self.training) if level < 2 else x)
+            for level, (output, x) in enumerate(zip(self.outputs, merged, strict=True))
+        )
+        p6 = self.p6(p5)
+        return [p3, p4, p5, p6, self.p7(F.relu(p6))]

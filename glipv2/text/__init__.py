@@ -1,0 +1,1 @@
+"""Text: prompts, token spans and the tokenizer."""

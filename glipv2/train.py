@@ -1,0 +1,79 @@
+"""The training step and its optimiser, without Ray: what one worker does with one batch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glipv2.losses.criterion import Criterion
+from glipv2.sample import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and two drops, as GLIP trains (reference ``SOLVER``)."""
+
+    lr: float = 1e-4
+    """Base learning rate."""
+    text_lr: float = 1e-5
+    """Learning rate of the text encoder."""
+    weight_decay: float = 1e-4
+    """On matrices and filters only: not on biases, norms and scales."""
+    warmup_steps: int = 2000
+    """Linear from a thousandth of the rate."""
+    decay_at: tuple[float, ...] = (0.67, 0.89)
+    """Fractions of the run after which the rate drops tenfold."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of the whole model."""
+
+    def __post_init__(self) -> None:
+        """Check the schedule."""
+        if any(not 0 < fraction <= 1 for fraction in self.decay_at):
+            raise ValueError(f"decay_at is {self.decay_at}; give fractions of the run between 0 and 1")
+
+
+def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """Group parameters by learning rate and decay; frozen ones are left out."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            lr = cfg.text_lr if "text_encoder." in name else cfg.lr
+            decay = cfg.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return torch.optim.AdamW([{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()])
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, cfg: OptimConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Build the learning-rate schedule over ``num_steps`` optimiser steps."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, 0.001 + 0.999 * step / cfg.warmup_steps) if cfg.warmup_steps else 1.0
+        return warm * 0.1 ** sum(step >= fraction * num_steps for fraction in cfg.decay_at)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def backward(model: nn.Module, criterion: Criterion, batch: Batch) -> dict[str, float]:
+    """Run forward and backward on one batch and return the losses.
+
+    Raises:
+        FloatingPointError: the loss is not finite; nothing is masked over.
+    """
+    losses = criterion(model(batch.pixels, batch.ids, batch.mask), batch)
+    total = torch.stack(list(losses.values())).sum()
+    values = {"loss": total.item(), **{name: value.item() for name, value in losses.items()}}
+    if not torch.isfinite(total):
+        raise FloatingPointError(f"loss is {values}; lower the learning rate, or look at the batch's boxes and spans")
+    total.backward()
+    return values
+
+
+def update(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
+    """Clip the gradient, step, and return the norm before clipping."""
+    norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)

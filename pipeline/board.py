@@ -1,0 +1,54 @@
+"""Follow work that runs in other processes: workers post how far they are, the driver shows it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from pipeline.progress import Report
+
+POLL_S = 1.0
+
+
+class Board:
+    """The last thing any worker posted; lives in an actor of its own."""
+
+    def __init__(self) -> None:
+        """Start with nothing done."""
+        self.latest = (0, "")
+
+    def post(self, done: int, note: str) -> None:
+        """Say how far the work is."""
+        self.latest = (done, note)
+
+    def read(self) -> tuple[int, str]:
+        """Tell the last post."""
+        return self.latest
+
+
+@contextmanager
+def follow(report: Report, total: int) -> Iterator[Any]:
+    """Yield a board's actor handle to give to workers (``board.post.remote(done, note)``) and show what they post."""
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    stop = threading.Event()
+
+    def tell() -> None:
+        done, note = ray.get(board.read.remote())
+        report(done, total, note)
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            tell()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield board
+        stop.set()
+        thread.join()
+        tell()
+    finally:
+        stop.set()
+        ray.kill(board)

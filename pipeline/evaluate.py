@@ -1,0 +1,125 @@
+"""How well a model detects: COCO average precision on COCO-style data sets, base and novel nouns apart."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from PIL import Image, ImageOps
+
+from glipv2.evaluation.coco import AveragePrecision, average_precision, mean_of
+from glipv2.inference.predictor import Prediction, Predictor
+from glipv2.text.prompts import Prompt, build_prompt
+from pipeline.report.inputs import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A COCO-style data set to be measured on."""
+
+    name: str
+    """Shown in tables."""
+    annotations: Path
+    """COCO json, absolute."""
+    images: Path
+    """Folder its file names are relative to, absolute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How models are run."""
+
+    batch_size: int = 16
+    """Images per forward pass."""
+    num_gpus: float = 0.0
+    """GPUs per evaluation; 0 runs on the CPU."""
+    threads: int = 1
+    """CPU threads per evaluation."""
+
+
+def evaluate(cfg: EvaluateConfig, models: dict[str, Path], benchmarks: Sequence[Benchmark]) -> list[Score]:
+    """Measure every model on every benchmark, as many at a time as the cluster has room for."""
+    task = ray.remote(num_cpus=0 if cfg.num_gpus else 1, num_gpus=cfg.num_gpus, max_retries=2)(_evaluate)
+    waiting = [task.remote(cfg, name, model, b) for name, model in models.items() for b in benchmarks]
+    scores: list[Score] = ray.get(waiting)
+    return scores
+
+
+def _evaluate(cfg: EvaluateConfig, name: str, model: Path, benchmark: Benchmark) -> Score:
+    import torch
+
+    from glipv2.checkpoint import load
+
+    torch.set_num_threads(cfg.threads)
+    network, tokenizer = load(model, "cuda" if cfg.num_gpus else "cpu")
+    result, found = measure(Predictor(network, tokenizer), benchmark, cfg.batch_size)
+    groups = _groups(benchmark.annotations)
+    return Score(
+        model=name,
+        dataset=benchmark.name,
+        ap=result.ap,
+        ap50=result.ap50,
+        ap50_base=mean_of(result, groups.get("base", [])),
+        ap50_novel=mean_of(result, groups.get("novel", [])),
+        num_images=len(found),
+    )
+
+
+def measure(
+    predictor: Predictor, benchmark: Benchmark, batch_size: int, offset: Any = None, prompt: Prompt | None = None
+) -> tuple[AveragePrecision, dict[int, Prediction]]:
+    """Run a predictor over a benchmark's images with all its categories in one prompt.
+
+    Returns:
+        The average precision, and the predictions by image id.
+
+    Raises:
+        ValueError: the categories do not fit into one prompt.
+    """
+    content = read_annotations(benchmark.annotations)
+    prompt = prompt or category_prompt(content["categories"])
+    found: dict[int, Prediction] = {}
+    images = content["images"]
+    for first in range(0, len(images), batch_size):
+        chunk = images[first : first + batch_size]
+        pictures = [open_image(benchmark.images / image["file_name"]) for image in chunk]
+        predictions = predictor.detect(pictures, prompt, offset)
+        found |= {image["id"]: prediction for image, prediction in zip(chunk, predictions, strict=True)}
+    return average_precision(benchmark.annotations, list(found), list(found.values())), found
+
+
+def category_prompt(categories: list[dict[str, Any]]) -> Prompt:
+    """Join all categories, in ascending id order, into one prompt."""
+    return build_prompt([(int(c["id"]), str(c["name"])) for c in sorted(categories, key=lambda c: c["id"])])
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image upright, fully read."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """Read a COCO json.
+
+    Raises:
+        ValueError: the file is absent or no COCO json.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as COCO json ({error}); give a file with images and annotations"
+        ) from error
+    if missing := {"images", "annotations", "categories"} - content.keys():
+        raise ValueError(f"{path} lacks {sorted(missing)}; a COCO json has images, annotations and categories")
+    return content
+
+
+def _groups(annotations: Path) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for category in read_annotations(annotations)["categories"]:
+        groups.setdefault(category.get("supercategory", ""), []).append(category["id"])
+    return groups

@@ -1,0 +1,360 @@
+"""The whole way, in order: from captioned URLs to a compared few-shot sweep.
+
+Read `demo` from top to bottom and you know the product. Each line is a stage that can be run alone (``jobs/``), writes
+one directory, and is skipped when that directory is already finished, so a killed flow goes on where it stopped.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from glipv2.checkpoint import weights_sha256
+from glipv2.text.tokenizer import make_vocabulary
+from pipeline import summary
+from pipeline.download import DownloadConfig, download
+from pipeline.evaluate import Benchmark, EvaluateConfig, evaluate
+from pipeline.ingest import SourceConfig
+from pipeline.miniature.config import MiniatureConfig
+from pipeline.miniature.grammar import vocabulary as miniature_words
+from pipeline.miniature.server import serve
+from pipeline.miniature.world import World, build_world
+from pipeline.paths import NOT_GIVEN, require
+from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, pretrain
+from pipeline.pseudo_label import PseudoLabelConfig, pseudo_label
+from pipeline.report import ReportInputs, ReportPaths, Score, Trial, summary_table, write_report
+from pipeline.selection import SelectionConfig
+from pipeline.shards import Manifest, config_hash, file_sha256, write_atomically
+from pipeline.sources.coco import CocoSource, categories, read_coco
+from pipeline.sources.mdetr import read_mdetr
+from pipeline.sources.pairs import PairsConfig, import_pairs
+from pipeline.sources.store import store_source
+from pipeline.sweep import SweepConfig, SweepInputs, sweep
+from pipeline.tracking import Run, open_run
+
+logger = logging.getLogger(__name__)
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole way on the miniature world."""
+
+    out: Path = NOT_GIVEN
+    """Folder for everything the demo makes, absolute."""
+    world: MiniatureConfig
+    """Size of the drawn world."""
+    download: DownloadConfig
+    """How captioned images are fetched."""
+    label: PseudoLabelConfig
+    """How the teacher labels them."""
+    pretrain: PretrainConfig
+    """How both models are trained: the student exactly as its teacher was, on more."""
+    caption_copies: int = 1
+    """How often each pseudo-labelled caption occurs in an epoch of the student."""
+    evaluate: EvaluateConfig
+    """How both models are measured."""
+    sweep: SweepConfig
+    """The few-shot trials."""
+    sweep_datasets: tuple[str, ...]
+    """Miniature ODinW sets to transfer to; empty takes all 13."""
+
+    def check(self) -> None:
+        """Refuse a command line that lacks what no recipe can know."""
+        require(out=self.out)
+
+
+def demo(cfg: DemoConfig) -> ReportPaths:
+    """Walk the whole way on the miniature world and return where its report is."""
+    out = cfg.out
+    world = build_world(cfg.world, out / "world")
+    with open_run(out, "demo", config_hash(asdict(cfg)), asdict(cfg)) as run:
+        words = write_vocabulary(out / "vocab.txt")
+        boxes, gold = store_human_labels(world, out)
+        human = (SourceConfig(path=out / "objects365"), SourceConfig(path=out / "gold"))
+
+        teacher = train(cfg.pretrain, TrainingInputs(name=TEACHER, sources=human, vocabulary=words), out, run)
+        with serve(world, cfg.world.port):
+            images = fetch_images(PairsConfig(path=world.web_pairs), cfg.download, out, run)
+        labels = pseudo_label(cfg.label, teacher.model, out / "images", out / "labels", run.run_id)
+        record_stage(run, labels)
+        captions = SourceConfig(path=out / "labels", copies=cfg.caption_copies)
+        student = train(
+            cfg.pretrain, TrainingInputs(name=STUDENT, sources=(*human, captions), vocabulary=words), out, run
+        )
+
+        scores = evaluate(cfg.evaluate, {r.name: r.model for r in (teacher, student)}, benchmarks(world))
+        transfer = SweepInputs(model=student.model, root=world.odinw, datasets=cfg.sweep_datasets)
+        trials = sweep(cfg.sweep, transfer, out / "sweep", run)
+        return report_demo(cfg, run, [boxes, gold, images, labels], [teacher, student], (scores, trials))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionsConfig:
+    """Captioned URLs to grounding shards."""
+
+    pairs: Path = NOT_GIVEN
+    """List of URLs and captions: tsv, csv, json, jsonl or parquet, also gzipped; absolute."""
+    teacher: Path = NOT_GIVEN
+    """Model folder of the teacher, absolute."""
+    out: Path = NOT_GIVEN
+    """Folder for images, labels and report, absolute."""
+    url_column: str = "url"
+    """Column of the address."""
+    caption_column: str = "caption"
+    """Column of the caption."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a file without a header line: ``caption url`` for CC3M, ``url caption`` for CC12M."""
+    download: DownloadConfig
+    """How images are fetched."""
+    label: PseudoLabelConfig
+    """How they are labelled."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """Which boxes the report shows: those training would use."""
+    num_pictures: int = 12
+    """Labelled images shown in the report."""
+
+    def check(self) -> None:
+        """Refuse a command line that lacks what no recipe can know."""
+        require(pairs=self.pairs, teacher=self.teacher, out=self.out)
+
+    @property
+    def pairs_config(self) -> PairsConfig:
+        """How the list is read."""
+        return PairsConfig(
+            path=self.pairs,
+            url_column=self.url_column,
+            caption_column=self.caption_column,
+            header=not self.columns,
+            columns=self.columns,
+        )
+
+
+def label_captions(cfg: CaptionsConfig) -> ReportPaths:
+    """Turn captioned URLs into grounding shards (``<out>/labels``) and return where the report on them is."""
+    teacher_hash = weights_sha256(cfg.teacher)
+    with open_run(cfg.out, "pseudo_label", config_hash([asdict(cfg), teacher_hash]), asdict(cfg)) as run:
+        images = fetch_images(cfg.pairs_config, cfg.download, cfg.out, run)
+        labels = pseudo_label(cfg.label, cfg.teacher, cfg.out / "images", cfg.out / "labels", run.run_id)
+        record_stage(run, labels)
+        inputs = ReportInputs(
+            **summary.header(f"Pseudo-labels for {cfg.pairs.name}", run, asdict(cfg)),
+            input_hashes={**images.inputs, **labels.inputs},
+            stages=[summary.stage(m, run) for m in (images, labels)],
+            pictures=summary.label_pictures(cfg.out / "labels", cfg.selection, cfg.num_pictures),
+            limits=["No truth is known for these images: the boxes are as good as the teacher, look at the pictures."],
+        )
+        return publish(inputs, cfg.out, run)
+
+
+def fetch_images(pairs: PairsConfig, cfg: DownloadConfig, out: Path, run: Run) -> Manifest:
+    """Read a list of pairs and download its images into ``<out>/images``."""
+    out.mkdir(parents=True, exist_ok=True)
+    import_pairs(pairs, out / "pairs.parquet")
+    manifest = download(cfg, out / "pairs.parquet", out / "images", run_id=run.run_id)
+    record_stage(run, manifest)
+    return manifest
+
+
+def train(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -> TrainingRecord:
+    """Train a model into ``<out>/<name>``, as a run of its own inside the job's."""
+    child = run.child(inputs.name, inputs.name, {**asdict(cfg), "sources": [str(s.path) for s in inputs.sources]})
+    record = pretrain(cfg, inputs, out / inputs.name, child)
+    child.tags({"model": str(record.model), "inputs": " ".join(inputs.hashes)})
+    child.finish()
+    return record
+
+
+def write_vocabulary(path: Path) -> Path:
+    """Write the vocabulary of the miniature world: its words, and letters for all others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "\n".join(make_vocabulary(miniature_words())) + "\n")
+    return path
+
+
+def store_human_labels(world: World, out: Path) -> tuple[Manifest, Manifest]:
+    """Turn the world's human-labelled sets into shards."""
+    boxes, gold = (
+        CocoSource(annotations=place.annotations, images=place.images, source=name, split="train")
+        for place, name in ((world.objects365_train, "objects365"), (world.gold, "gold"))
+    )
+    return (
+        store_source(
+            read_coco(boxes),
+            out / "objects365",
+            name="objects365",
+            inputs={"objects365": file_sha256(boxes.annotations)},
+            categories=categories(boxes.annotations),
+        ),
+        store_source(read_mdetr(gold), out / "gold", name="gold", inputs={"gold": file_sha256(gold.annotations)}),
+    )
+
+
+def benchmarks(world: World) -> list[Benchmark]:
+    """Name what the demo's models are measured on."""
+    return [
+        Benchmark(name=name, annotations=place.annotations, images=place.images)
+        for name, place in (("Objects365 val", world.objects365_val), ("novel test", world.novel_test))
+    ]
+
+
+def report_demo(
+    cfg: DemoConfig,
+    run: Run,
+    manifests: Sequence[Manifest],
+    trainings: Sequence[TrainingRecord],
+    results: tuple[Sequence[Score], Sequence[Trial]],
+) -> ReportPaths:
+    """Gather the demo's numbers and pictures, record them, and write the report."""
+    scores, trials = results
+    world = World(root=cfg.out / "world", config=cfg.world)
+    selection = cfg.pretrain.ingest.selection
+    inputs = ReportInputs(
+        **summary.header("From captions to a detector, in miniature", run, asdict(cfg)),
+        input_hashes={key: value for m in manifests for key, value in m.inputs.items()},
+        stages=[summary.stage(m, run) for m in manifests],
+        scores=list(scores),
+        trainings=[summary.training(r, run.uri) for r in trainings],
+        trials=list(trials),
+        label_quality=summary.label_quality(cfg.out / "labels", world.web_truth, selection),
+        pictures=[
+            *summary.label_pictures(cfg.out / "labels", selection, 8),
+            *summary.detection_pictures({r.name: r.model for r in trainings}, benchmarks(world)[-1], 6),
+        ],
+        limits=[
+            "The world is drawn: it shows that the way works, not how well it works on photographs.",
+            "One seed per model; differences of a few points are within what another seed would give.",
+        ],
+    )
+    for score in scores:
+        name = f"{score.model}/{score.dataset}".replace(" ", "_")
+        parts = {"ap": score.ap, "ap50": score.ap50, "ap50_base": score.ap50_base, "ap50_novel": score.ap50_novel}
+        run.metrics({f"{name}/{key}": value for key, value in parts.items() if value is not None})
+    return publish(inputs, cfg.out, run)
+
+
+def publish(inputs: ReportInputs, out: Path, run: Run) -> ReportPaths:
+    """Write the report, store it with the run, and show the summary."""
+    paths = write_report(inputs, out / "report")
+    run.artifact(out / "report", "report")
+    shown = f"{summary_table(inputs)}\n\nreport     {paths.html}\nMLflow UI  {ui_command(run.uri)}"
+    logger.info("\n%s", shown)
+    return paths
+
+
+def record_stage(run: Run, manifest: Manifest) -> None:
+    """Record both sides of a stage's account: metrics for comparing runs, the manifest for everything else."""
+    numbers = {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "seconds": manifest.seconds}
+    rejects = {f"rejects/{reason.replace(':', '/')}": count for reason, count in manifest.rejects.items()}
+    run.metrics({f"{manifest.stage}/{key}": float(value) for key, value in {**numbers, **rejects}.items()})
+    run.tags({f"manifest.{manifest.stage}": manifest.content_hash})
+
+
+def ui_command(uri: str) -> str:
+    """Tell how to look at the runs."""
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob:
+    """One pre-training on finished shards."""
+
+    name: str = "model"
+    """Name of the model."""
+    sources: tuple[Path, ...] = ()
+    """Finished directories of grounding shards, absolute."""
+    copies: tuple[int, ...] = ()
+    """How often each source occurs in an epoch, in the same order; empty means once each."""
+    vocabulary: Path = NOT_GIVEN
+    """``vocab.txt`` of the tokenizer, absolute."""
+    out: Path = NOT_GIVEN
+    """Folder for checkpoints and the model, absolute."""
+    pretrain: PretrainConfig
+    """How to train."""
+
+    def check(self) -> None:
+        """Refuse a command line that lacks what no recipe can know."""
+        require(out=self.out, vocabulary=self.vocabulary, **{f"sources.{i}": p for i, p in enumerate(self.sources)})
+        if not self.sources:
+            raise ValueError("--sources is missing; give finished directories of grounding shards")
+        if self.copies and len(self.copies) != len(self.sources):
+            raise ValueError(f"{len(self.sources)} --sources, but {len(self.copies)} --copies; give one for each")
+
+
+def pretrain_alone(cfg: PretrainJob) -> TrainingRecord:
+    """Pre-train a model into ``<out>/<name>/model``."""
+    copies = cfg.copies or (1,) * len(cfg.sources)
+    sources = tuple(SourceConfig(path=path, copies=n) for path, n in zip(cfg.sources, copies, strict=True))
+    inputs = TrainingInputs(name=cfg.name, sources=sources, vocabulary=cfg.vocabulary)
+    with open_run(cfg.out, "pretrain", config_hash([asdict(cfg), inputs.hashes]), asdict(cfg)) as run:
+        record = pretrain(cfg.pretrain, inputs, cfg.out / cfg.name, run)
+        run.tags({"model": str(record.model), "inputs": " ".join(inputs.hashes)})
+        logger.info("model      %s\nMLflow UI  %s", record.model, ui_command(run.uri))
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """One model on one data set."""
+
+    model: Path = NOT_GIVEN
+    """Model folder, absolute."""
+    annotations: Path = NOT_GIVEN
+    """COCO json, absolute."""
+    images: Path = NOT_GIVEN
+    """Folder its file names are relative to, absolute."""
+    out: Path = NOT_GIVEN
+    """Folder for the default MLflow store, absolute."""
+    evaluate: EvaluateConfig
+    """How to run the model."""
+
+    def check(self) -> None:
+        """Refuse a command line that lacks what no recipe can know."""
+        require(model=self.model, annotations=self.annotations, images=self.images, out=self.out)
+
+
+def evaluate_alone(cfg: EvaluateJob) -> list[Score]:
+    """Measure a model and record the scores."""
+    hashes = {"model": weights_sha256(cfg.model), "annotations": file_sha256(cfg.annotations)}
+    with open_run(cfg.out, "evaluate", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
+        run.tags(hashes)
+        benchmark = Benchmark(name=cfg.annotations.stem, annotations=cfg.annotations, images=cfg.images)
+        scores = evaluate(cfg.evaluate, {cfg.model.parent.name: cfg.model}, [benchmark])
+        for score in scores:
+            run.metrics({"ap": score.ap, "ap50": score.ap50})
+            logger.info(
+                "%s on %s: AP %.1f, AP50 %.1f (%d images)",
+                score.model, score.dataset, score.ap, score.ap50, score.num_images,
+            )  # fmt: skip
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """A few-shot sweep over data sets in ODinW's layout."""
+
+    model: Path = NOT_GIVEN
+    """Model folder, absolute."""
+    root: Path = NOT_GIVEN
+    """Folder of the data sets, absolute."""
+    datasets: tuple[str, ...] = ()
+    """Names of the data sets; empty takes all that are found."""
+    out: Path = NOT_GIVEN
+    """Folder for trials and report, absolute."""
+    sweep: SweepConfig
+    """Shots, seeds and tuning."""
+
+    def check(self) -> None:
+        """Refuse a command line that lacks what no recipe can know."""
+        require(model=self.model, root=self.root, out=self.out)
+
+
+def sweep_alone(cfg: SweepJob) -> ReportPaths:
+    """Run the sweep and return where its report is."""
+    hashes = {"model": weights_sha256(cfg.model)}
+    with open_run(cfg.out, "sweep", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
+        inputs = SweepInputs(model=cfg.model, root=cfg.root, datasets=cfg.datasets)
+        trials = sweep(cfg.sweep, inputs, cfg.out / "sweep", run)
+        found = ReportInputs(**summary.header("Few-shot sweep", run, asdict(cfg)), input_hashes=hashes, trials=trials)
+        return publish(found, cfg.out, run)

@@ -1,0 +1,222 @@
+"""What a report is made from: the numbers and pictures of one run, gathered by whoever ran it."""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+ZERO_SHOT = "zero-shot"
+MODES = (ZERO_SHOT, "prompt", "full")
+"""Ways of a trial: the model as it is, only the prompt tuned, everything tuned."""
+
+NOUN_GROUPS = ("base", "novel", "all")
+"""Nouns the teacher had boxes for, nouns it had none for, and both together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of the funnel, or the reading of one human-labelled set."""
+
+    name: str
+    """Name of the stage."""
+    rows_in: int
+    """Rows the stage was given. Equal to the previous stage's ``rows_out``, the two are drawn as one funnel."""
+    rows_out: int
+    """Rows the next stage can use."""
+    rejects: dict[str, int]
+    """Rows that ended here, by reason."""
+    seconds: float
+    """Wall time of the stage, seconds."""
+    reused: bool
+    """Whether a finished result was found and nothing had to be done; ``seconds`` is then of the first time."""
+
+    def __post_init__(self) -> None:
+        """Refuse accounts that do not add up."""
+        if self.rows_in != self.rows_out + self.num_rejected:
+            raise ValueError(
+                f"stage {self.name}: {self.rows_in} rows in, but {self.rows_out} out and {self.num_rejected} rejected; "
+                "in must equal out plus rejected; give every rejected row a reason"
+            )
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows that ended here for any reason."""
+        return sum(self.rejects.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Accuracy of one model on one data set; percent from 0 to 100, nan where nothing could be measured."""
+
+    model: str
+    """Name of the model, for instance ``teacher``."""
+    dataset: str
+    """Name of the data set."""
+    ap: float
+    """COCO average precision over IoU 0.50 to 0.95, percent."""
+    ap50: float
+    """Average precision at IoU 0.50, percent."""
+    ap50_base: float | None
+    """``ap50`` over the base nouns, percent; None where the data set does not tell them apart."""
+    ap50_novel: float | None
+    """``ap50`` over the novel nouns, percent; None where the data set does not tell them apart."""
+    num_images: int
+    """Images the score was measured on."""
+
+    def __post_init__(self) -> None:
+        """Refuse fractions below zero and percentages above 100."""
+        _check_percent(f"score of {self.model} on {self.dataset}", self.ap, self.ap50, self.ap50_base, self.ap50_novel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How one model was trained."""
+
+    model: str
+    """Name of the model, the same as in its scores."""
+    steps: int
+    """Optimizer steps."""
+    images_seen: int
+    """Images over all steps and workers, repeats included."""
+    train_images: int
+    """Different images in the training set."""
+    seconds: float
+    """Wall time, seconds."""
+    workers: int
+    """Training processes."""
+    history: list[dict[str, float]]
+    """Logged rows: ``step``, ``loss``, its parts ``loss_*``, ``lr``, ``images_per_s``; keys may be missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial of the few-shot sweep; percent from 0 to 100."""
+
+    dataset: str
+    """Name of the data set."""
+    mode: str
+    """One of `MODES`."""
+    shots: int
+    """Training images per class; 0 for zero-shot."""
+    seed: int
+    """Seed that chose the training images."""
+    ap: float
+    """COCO average precision over IoU 0.50 to 0.95, percent."""
+    ap50: float
+    """Average precision at IoU 0.50, percent."""
+    seconds: float
+    """Wall time, seconds."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown modes, shots of a zero-shot trial and scores that are no percentages."""
+        if self.mode not in MODES:
+            raise ValueError(f"mode of a trial is {self.mode!r}; allowed: {', '.join(MODES)}; correct the trial")
+        if (self.shots == 0) != (self.mode == ZERO_SHOT) or self.shots < 0:
+            raise ValueError(
+                f"a {self.mode} trial has {self.shots} shots; allowed: 0 for {ZERO_SHOT}, 1 or more otherwise; "
+                "correct the trial"
+            )
+        _check_percent(f"trial on {self.dataset}", self.ap, self.ap50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelQuality:
+    """Pseudo-labels compared with the truth where it is known; percent from 0 to 100."""
+
+    precision: float
+    """Share of the labels that are right, percent."""
+    recall: float
+    """Share of the true boxes that were labelled, percent."""
+    num_labels: int
+    """Labels counted."""
+    group: str
+    """One of `NOUN_GROUPS`."""
+    selection: str
+    """Which labels were counted, in words; for instance ``score >= 0.5``."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown groups and values that are no percentages."""
+        if self.group not in NOUN_GROUPS:
+            raise ValueError(f"group is {self.group!r}; allowed: {', '.join(NOUN_GROUPS)}; correct the label quality")
+        _check_percent(f"label quality of {self.group} nouns", self.precision, self.recall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image and the boxes to be drawn over it."""
+
+    image: bytes
+    """The image as stored: JPEG or PNG, upright."""
+    title: str
+    """Name of the image. Pictures of one title in different groups are shown side by side."""
+    boxes: list[list[float]]
+    """``[x1, y1, x2, y2]`` per box, pixels of the image."""
+    phrases: list[str]
+    """Phrase of each box; boxes of one phrase share a colour."""
+    scores: list[float]
+    """Confidence of each box from 0 to 1 (1 is not written: human labels); empty where there is none."""
+    group: str
+    """Where the boxes come from, for instance ``Truth``, ``Teacher``, ``Student`` or ``Pseudo-labels``."""
+    caption: str = ""
+    """Text of the image; its phrases are marked in the colours of their boxes."""
+
+    def __post_init__(self) -> None:
+        """Refuse boxes that cannot be matched with their phrases and scores."""
+        if len(self.phrases) != len(self.boxes) or (self.scores and len(self.scores) != len(self.boxes)):
+            raise ValueError(
+                f"picture {self.title!r} has {len(self.boxes)} boxes, {len(self.phrases)} phrases and "
+                f"{len(self.scores)} scores; allowed: as many of each, or no scores; correct the picture"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInputs:
+    """Everything a report shows. Any list may be empty; its section is then left out."""
+
+    title: str
+    """What the run was, one line."""
+    created: str
+    """When the report was made, UTC time."""
+    command: str
+    """Command line that made the run."""
+    run_id: str
+    """MLflow run."""
+    git_commit: str
+    """Commit of the code."""
+    hardware: str
+    """Machine the run used, one line."""
+    config_json: str
+    """Resolved configuration as JSON."""
+    input_hashes: dict[str, str]
+    """Name of each input and the hash that pins it."""
+    mlflow_uri: str
+    """Where the run's metrics and artifacts are."""
+    stages: list[Stage] = field(default_factory=list)
+    """Stages in the order of the data's way."""
+    scores: list[Score] = field(default_factory=list)
+    """Scores; the model named first (the teacher) is the one the others are compared with."""
+    trainings: list[Training] = field(default_factory=list)
+    """Trainings in the order they ran."""
+    trials: list[Trial] = field(default_factory=list)
+    """Trials of the few-shot sweep."""
+    label_quality: list[LabelQuality] = field(default_factory=list)
+    """Quality of the pseudo-labels."""
+    pictures: list[Picture] = field(default_factory=list)
+    """Pictures in the order to show them."""
+    notes: list[str] = field(default_factory=list)
+    """Remarks about this run, a sentence each."""
+    limits: list[str] = field(default_factory=list)
+    """What the numbers do not show, a sentence each."""
+
+    @property
+    def config_text(self) -> str:
+        """The configuration, indented for reading; as given if it is no JSON."""
+        try:
+            return json.dumps(json.loads(self.config_json), indent=2, ensure_ascii=False)
+        except json.JSONDecodeError:
+            return self.config_json
+
+
+def _check_percent(what: str, *values: float | None) -> None:
+    for value in values:
+        if value is not None and not math.isnan(value) and not 0 <= value <= 100:
+            raise ValueError(f"{what} is {value}; allowed: percent from 0 to 100, or nan; multiply fractions by 100")

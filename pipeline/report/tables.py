@@ -1,0 +1,307 @@
+"""The tables of a report, built once and written as HTML, Markdown or plain text, so that all say the same."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.report.inputs import ZERO_SHOT, LabelQuality, ReportInputs, Score, Stage, Training, Trial
+
+K = TypeVar("K")
+
+TERMINAL_COLUMNS = 100
+"""Widest line of the summary on a terminal."""
+_ASCII = str.maketrans({"±": "+-", "−": "-", "–": "-", "→": "->", "…": "..", "·": "|"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of ready text under named columns."""
+
+    caption: str
+    """What the table shows, one line."""
+    columns: list[str]
+    """Column names."""
+    rows: list[list[str]]
+    """One text per column in every row."""
+    num_names: int = 1
+    """Leading columns that hold names; those after it hold numbers and are aligned to the right."""
+    folded: bool = False
+    """Whether the table is long and starts folded where the medium can do so."""
+
+
+def count(value: int) -> str:
+    """Write a whole number with thousands apart."""
+    return f"{value:,}"
+
+
+def percent(value: float | None) -> str:
+    """Write a percentage with one decimal, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def difference(value: float | None, reference: float | None) -> str:
+    """Write the signed difference of two percentages as they are written, or a dash where one is missing."""
+    if percent(value) == "–" or percent(reference) == "–":
+        return "–"
+    return f"{float(percent(value)) - float(percent(reference)):+.1f}".replace("-", "−")
+
+
+def share(part: int, whole: int) -> str:
+    """Write a part of a whole in percent."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the two largest units that matter."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut a text to at most ``limit`` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """List different values in the order of their first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def shots_name(shots: int) -> str:
+    """Name a number of training images per class."""
+    return {0: ZERO_SHOT, 1: "1 shot"}.get(shots, f"{shots} shots")
+
+
+def chains(stages: list[Stage]) -> list[list[Stage]]:
+    """Split stages into funnels: a stage belongs to the one before if it was given exactly what that one let out."""
+    found: list[list[Stage]] = []
+    for stage in stages:
+        if found and found[-1][-1].rows_out == stage.rows_in:
+            found[-1].append(stage)
+        else:
+            found.append([stage])
+    return found
+
+
+def stage_tables(stages: list[Stage]) -> list[Table]:
+    """Build the account of rows: one line per stage, and one per stage and reason of rejection."""
+    kept = [
+        [
+            stage.name,
+            "reused" if stage.reused else "made",
+            count(stage.rows_in),
+            count(stage.rows_out),
+            count(stage.num_rejected),
+            share(stage.rows_out, stage.rows_in),
+            duration(stage.seconds),
+        ]
+        for stage in stages
+    ]
+    rejected = [
+        [stage.name, reason, count(rows), share(rows, stage.rows_in)]
+        for stage in stages
+        for reason, rows in sorted(stage.rejects.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    tables = [
+        Table(
+            caption="Rows of every stage; rows in = rows out + rejected",
+            columns=["Stage", "Result", "Rows in", "Rows out", "Rejected", "Kept", "Time"],
+            rows=kept,
+            num_names=2,
+        )
+    ]
+    if rejected:
+        names = ["Stage", "Reason", "Rows", "Of rows in"]
+        tables.append(Table(caption="Rejected rows by reason", columns=names, rows=rejected, num_names=2))
+    return tables
+
+
+def label_quality_table(qualities: list[LabelQuality]) -> Table:
+    """Build the table of how right and how complete the pseudo-labels are."""
+    return Table(
+        caption="Pseudo-labels compared with the truth, percent",
+        columns=["Nouns", "Labels counted", "Labels", "Precision", "Recall"],
+        rows=[[q.group, q.selection, count(q.num_labels), percent(q.precision), percent(q.recall)] for q in qualities],
+        num_names=2,
+    )
+
+
+def score_table(scores: list[Score]) -> Table:
+    """Build the table of scores, with the differences from the model named first."""
+    rows = []
+    for dataset in unique(score.dataset for score in scores):
+        here = [score for score in scores if score.dataset == dataset]
+        rows += [[dataset, s.model, *map(percent, _values(s)), count(s.num_images)] for s in here]
+        reference = next((score for score in here if score.model == scores[0].model), None)
+        for score in here if reference else []:
+            if score.model != scores[0].model:
+                pairs = zip(_values(score), _values(reference), strict=True)
+                rows.append([dataset, f"{score.model} − {scores[0].model}", *itertools.starmap(difference, pairs), ""])
+    return Table(
+        caption="Average precision, percent",
+        columns=["Data set", "Model", "AP", "AP50", "AP50 base", "AP50 novel", "Images"],
+        rows=rows,
+        num_names=2,
+    )
+
+
+def training_table(trainings: list[Training]) -> Table:
+    """Build the table of how long and on what each model was trained."""
+    return Table(
+        caption="Training; the loss is the mean of the last ten logged rows",
+        columns=["Model", "Steps", "Images seen", "Different images", "Workers", "Time", "Images/s", "Loss"],
+        rows=[
+            [
+                t.model,
+                *map(count, (t.steps, t.images_seen, t.train_images, t.workers)),
+                duration(t.seconds),
+                f"{t.images_seen / t.seconds:.1f}" if t.seconds else "–",
+                _last_loss(t),
+            ]
+            for t in trainings
+        ],
+    )
+
+
+def with_mean(trials: list[Trial]) -> list[Trial]:
+    """Put the mean over the data sets first, as trials of their own.
+
+    A combination of mode, shots and seed counts only if every data set has it, so that the means compare.
+    """
+    datasets = unique(trial.dataset for trial in trials)
+    if len(datasets) < 2:
+        return trials
+    means = []
+    for (mode, shots, seed), found in _grouped(trials, lambda t: (t.mode, t.shots, t.seed)).items():
+        if {trial.dataset for trial in found} == set(datasets):
+            means.append(
+                Trial(
+                    dataset=f"mean of {len(datasets)}",
+                    mode=mode,
+                    shots=shots,
+                    seed=seed,
+                    ap=statistics.fmean(trial.ap for trial in found),
+                    ap50=statistics.fmean(trial.ap50 for trial in found),
+                    seconds=sum(trial.seconds for trial in found),
+                )
+            )
+    return means + trials
+
+
+def trial_tables(trials: list[Trial]) -> list[Table]:
+    """Build a table of AP by shots for every way of tuning, zero-shot in each, and the list of all trials."""
+    if not trials:
+        return []
+    rows = with_mean(trials)
+    tuned = sorted({trial.mode for trial in trials} - {ZERO_SHOT}) or [ZERO_SHOT]
+    return [_shots_table([t for t in rows if t.mode in (mode, ZERO_SHOT)], mode) for mode in tuned] + [
+        Table(
+            caption=f"All {len(trials)} trials",
+            columns=["Data set", "Mode", "Shots", "Seed", "AP", "AP50", "Time"],
+            rows=[
+                [t.dataset, t.mode, str(t.shots), str(t.seed), percent(t.ap), percent(t.ap50), duration(t.seconds)]
+                for t in trials
+            ],
+            num_names=2,
+            folded=True,
+        )
+    ]
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Write the mean and, from two values on, the sample standard deviation; a dash where there is no value."""
+    if not values:
+        return "–"
+    mean = percent(statistics.fmean(values))
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def run_table(inputs: ReportInputs) -> Table:
+    """Build the table that says where the numbers come from."""
+    return Table(
+        caption="The run",
+        columns=["", "Value"],
+        rows=[
+            ["Command", inputs.command],
+            ["MLflow run", inputs.run_id],
+            ["MLflow store", inputs.mlflow_uri],
+            ["Git commit", inputs.git_commit],
+            ["Hardware", inputs.hardware],
+            ["Report made", inputs.created],
+        ],
+        num_names=2,
+    )
+
+
+def input_table(input_hashes: dict[str, str]) -> Table:
+    """Build the table of the inputs and the hashes that pin them."""
+    rows = [[name, digest] for name, digest in input_hashes.items()]
+    return Table(caption="Inputs", columns=["Input", "Hash"], rows=rows, num_names=2)
+
+
+def as_text(table: Table) -> str:
+    """Write a table in aligned columns of plain ASCII marks, for a terminal."""
+    cells = [[shorten(cell, 28).translate(_ASCII) for cell in row] for row in [table.columns, *table.rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        aligned = [
+            cell.ljust(width) if index < table.num_names else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+
+
+def summary_table(inputs: ReportInputs) -> str:
+    """Sum a run up in plain text for a terminal: rows of the funnel, scores, few-shot means."""
+    parts = [as_text(score_table(inputs.scores))] if inputs.scores else []
+    parts += [f"{t.caption}\n{as_text(t)}" for t in trial_tables(inputs.trials) if not t.folded]
+    funnels = [_funnel_lines(chain) for chain in chains(inputs.stages)]
+    return "\n\n".join((["\n".join(funnels)] if funnels else []) + parts).translate(_ASCII)
+
+
+def _funnel_lines(chain: list[Stage]) -> str:
+    way = " → ".join([f"rows  {count(chain[0].rows_in)}", *(f"{s.name} {count(s.rows_out)}" for s in chain)])
+    reasons = [(rows, reason) for stage in chain for reason, rows in stage.rejects.items()]
+    if not reasons:
+        return shorten(way, TERMINAL_COLUMNS)
+    listed = ", ".join(f"{reason} {count(rows)}" for rows, reason in sorted(reasons, reverse=True))
+    rejected = f"      rejected {count(sum(stage.num_rejected for stage in chain))}: {listed}"
+    return f"{shorten(way, TERMINAL_COLUMNS)}\n{shorten(rejected, TERMINAL_COLUMNS - 1)}"
+
+
+def _values(score: Score) -> tuple[float, float, float | None, float | None]:
+    return score.ap, score.ap50, score.ap50_base, score.ap50_novel
+
+
+def _last_loss(training: Training) -> str:
+    losses = [row["loss"] for row in training.history if "loss" in row][-10:]
+    return f"{statistics.fmean(losses):.3f}" if losses else "–"
+
+
+def _shots_table(trials: list[Trial], mode: str) -> Table:
+    shots = sorted({trial.shots for trial in trials})
+    by_cell = _grouped(trials, lambda t: (t.dataset, t.shots))
+    num_seeds = max(len(found) for found in by_cell.values())
+    return Table(
+        caption=f"AP by shots, {mode}: mean ± standard deviation over up to {num_seeds} seeds, percent",
+        columns=["Data set", *map(shots_name, shots)],
+        rows=[
+            [name, *(mean_and_spread([t.ap for t in by_cell.get((name, n), [])]) for n in shots)]
+            for name in unique(trial.dataset for trial in trials)
+        ],
+    )
+
+
+def _grouped(trials: list[Trial], key: Callable[[Trial], K]) -> dict[K, list[Trial]]:
+    groups: dict[K, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(key(trial), []).append(trial)
+    return groups

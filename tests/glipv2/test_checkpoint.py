@@ -1,0 +1,83 @@
+"""Model folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from glipv2 import checkpoint
+from glipv2.model.glipv2 import GLIPv2
+from glipv2.sample import pad_tokens
+from glipv2.text.tokenizer import WordPiece
+
+
+@pytest.fixture
+def folder(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> Path:
+    checkpoint.save(model, tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def test_a_loaded_model_gives_identical_outputs(folder: Path, model: GLIPv2, tokenizer: WordPiece) -> None:
+    loaded, its_tokenizer = checkpoint.load(folder)
+    texts, pixels = ["Red square, zoo"], torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert its_tokenizer.vocabulary == tokenizer.vocabulary
+    assert its_tokenizer(texts) == tokenizer(texts)
+    assert loaded.cfg == model.cfg
+    assert not loaded.training
+    ids, mask = pad_tokens(tokenizer(texts), tokenizer.pad_id)
+    ours, expected = loaded(pixels, ids, mask), model(pixels, ids, mask)
+    for name in ("alignment", "box_deltas", "centerness"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+
+
+def test_a_vocabulary_with_odd_line_breaks_keeps_its_ids(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> None:
+    odd = WordPiece([*tokenizer.vocabulary[:-1], "\u2028", "last"], max_tokens=8)
+    checkpoint.save(model, odd, tmp_path)
+    assert checkpoint.load(tmp_path)[1].vocabulary == odd.vocabulary
+
+
+def test_saving_again_replaces_the_weights(folder: Path, model: GLIPv2, tokenizer: WordPiece) -> None:
+    before = checkpoint.weights_sha256(folder)
+    checkpoint.save(model, tokenizer, folder)
+    assert checkpoint.weights_sha256(folder) == before
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    checkpoint.save(model, tokenizer, folder)
+    assert checkpoint.weights_sha256(folder) != before
+
+
+def assert_one_clear_line(folder: Path, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        checkpoint.load(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_folder_is_refused(tmp_path: Path) -> None:
+    assert_one_clear_line(tmp_path / "nowhere", "is no model folder")
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / checkpoint.WEIGHTS).unlink()
+    assert_one_clear_line(folder, "lacks model.safetensors")
+
+
+def test_the_folder_of_another_kind_of_model_is_refused(folder: Path) -> None:
+    # Hugging Face's BERT folders hold files of the same three names.
+    (folder / checkpoint.CONFIG).write_text(json.dumps({"model_type": "bert", "hidden_size": 768}), encoding="utf-8")
+    assert_one_clear_line(folder, "config.json")
+
+
+def test_weights_of_another_size_are_refused(folder: Path) -> None:
+    config = folder / checkpoint.CONFIG
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**saved, "channels": 2 * saved["channels"]}), encoding="utf-8")
+    assert_one_clear_line(folder, "do not fit")
+
+
+def test_a_cut_off_file_of_weights_is_refused(folder: Path) -> None:
+    weights = folder / checkpoint.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert_one_clear_line(folder, "model.safetensors")

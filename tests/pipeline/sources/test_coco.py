@@ -1,0 +1,219 @@
+import json
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline import schema
+from pipeline.sources.coco import (
+    MISSING_IMAGE,
+    SIZE_MISMATCH,
+    UNREADABLE_IMAGE,
+    CocoSource,
+    Row,
+    categories,
+    clamp_box,
+    load_picture,
+    read_coco,
+)
+
+WIDTH, HEIGHT = 20, 10
+
+
+def content(**changes: object) -> dict[str, Any]:
+    image = {"id": 5, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
+    annotation = {"id": 0, "image_id": 5, "category_id": 7, "bbox": [2, 3, 4, 5]}
+    ring, star = {"id": 7, "name": "ring"}, {"id": 0, "name": "star"}
+    return {"images": [image], "annotations": [annotation], "categories": [ring, star], **changes}
+
+
+def write(folder: Path, coco: object) -> CocoSource:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    return CocoSource(annotations=path, images=folder, source="shapes", split="train")
+
+
+def read(folder: Path, **changes: object) -> list[Row]:
+    return list(read_coco(write(folder, content(**changes))))
+
+
+def boxed(*boxes: list[float], **more: object) -> list[dict[str, object]]:
+    head = {"image_id": 5, "category_id": 7}
+    return [{**head, "id": number, "bbox": box, **more} for number, box in enumerate(boxes)]
+
+
+def test_image_becomes_a_detection_row(tmp_path: Path) -> None:
+    (row,) = read(tmp_path)
+    assert row["boxes"] == [[2, 3, 6, 8]]
+    assert {key: row[key] for key in ("sample_id", "kind", "status", "image_uri", "width", "height")} == {
+        "sample_id": "shapes/train/5",
+        "kind": schema.DETECTION,
+        "status": schema.LABELLED,
+        "image_uri": "a.png",
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
+    assert (row["category_id"], row["category"], row["score"], row["iscrowd"]) == ([7], ["ring"], [1.0], [False])
+
+
+def test_rows_fit_the_schema(tmp_path: Path) -> None:
+    table = schema.to_table(read(tmp_path), schema.GROUNDING)
+    assert table["boxes"].to_pylist() == [[[2, 3, 6, 8]]]
+    assert table["text"].null_count == table["tokens_positive"].null_count == 1
+
+
+def test_file_bytes_are_stored_as_they_are(tmp_path: Path) -> None:
+    (row,) = read(tmp_path)
+    assert row["image"] == {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+
+
+def test_boxes_are_clamped_to_the_image(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, annotations=boxed([-3, -3, 6, 6], [15, 5, 50, 50]))
+    assert row["boxes"] == [[0, 0, 3, 3], [15, 5, WIDTH, HEIGHT]]
+
+
+def test_boxes_without_area_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (row,) = read(tmp_path, annotations=boxed([1, 1, 0, 5], [30, 1, 5, 5], [1, 1, 2, 2], [1, 1, float("nan"), 2]))
+    assert row["boxes"] == [[1, 1, 3, 3]]
+    assert "left out 3 boxes" in caplog.text
+
+
+def test_crowds_keep_their_flag(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, annotations=boxed([1, 1, 2, 2], iscrowd=1))
+    assert row["iscrowd"] == [True]
+
+
+def test_image_without_boxes_is_a_row(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, annotations=[])
+    assert (row["status"], row["boxes"]) == (schema.LABELLED, [])
+
+
+def test_federated_ids_are_kept(tmp_path: Path) -> None:
+    image = {"id": 5, "file_name": "a.png", "neg_category_ids": [0], "not_exhaustive_category_ids": [7]}
+    (row,) = read(tmp_path, images=[image])
+    assert (row["neg_category_ids"], row["not_exhaustive_ids"]) == ([0], [7])
+
+
+def test_only_the_images_asked_for_are_read(tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": "a.png"} for number in (5, 6, 8)]
+    rows = read_coco(write(tmp_path, content(images=images)), only={8, 5})
+    assert [row["sample_id"] for row in rows] == ["shapes/train/5", "shapes/train/8"]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ({"file_name": "b.png"}, MISSING_IMAGE),
+        ({"file_name": "broken.png"}, UNREADABLE_IMAGE),
+        ({"file_name": "a.png", "width": WIDTH + 1, "height": HEIGHT}, SIZE_MISMATCH),
+        ({"coco_url": "http://images.example/val/c.jpg"}, MISSING_IMAGE),
+    ],
+)
+def test_unusable_image_is_a_rejected_row(tmp_path: Path, image: dict[str, object], reason: str) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (row,) = read(tmp_path, images=[{"id": 5, **image}])
+    assert (row["status"], row["reason"]) == (schema.REJECTED, reason)
+    assert schema.to_table([row], schema.GROUNDING)["image"].null_count == 1
+
+
+def test_unknown_stated_size_is_no_mismatch(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, images=[{"id": 5, "file_name": "a.png", "width": 0, "height": 0}])
+    assert (row["width"], row["height"]) == (WIDTH, HEIGHT)
+
+
+def test_image_known_by_address_only_is_found_by_folder_and_name(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    Image.new("L", (3, 3)).save(tmp_path / "val" / "c.png")
+    (row,) = read(tmp_path, images=[{"id": 5, "coco_url": "http://images.example/x/val/c.png"}], annotations=[])
+    assert (row["status"], row["image_uri"]) == (schema.LABELLED, "val/c.png")
+
+
+@pytest.mark.parametrize(("suffix", "stored"), [("jpg", "JPEG"), ("png", "PNG")])
+def test_turned_image_is_stored_upright(tmp_path: Path, suffix: str, stored: str) -> None:
+    image, tags = Image.new("RGB", (WIDTH, HEIGHT)), Image.Exif()
+    image.paste((255, 0, 0), (0, 0, WIDTH // 2, HEIGHT))
+    tags[0x0112] = 6  # shown turned by 90 degrees clockwise: what was left is on top
+    image.save(tmp_path / f"turned.{suffix}", exif=tags)
+    picture = load_picture(tmp_path / f"turned.{suffix}")
+    upright = Image.open(BytesIO(picture.encoded))
+    assert (picture.width, picture.height) == upright.size == (HEIGHT, WIDTH)
+    assert (upright.format, upright.getexif().get(0x0112)) == (stored, None)
+    red, green, _ = upright.convert("RGB").getpixel((5, 2))  # type: ignore[misc]
+    assert red > 200 > green
+
+
+def test_truncated_image_is_refused(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-400])
+    with pytest.raises(OSError, match="truncated"):
+        load_picture(tmp_path / "half.jpg")
+
+
+def test_categories_come_by_ascending_id_and_keep_id_zero(tmp_path: Path) -> None:
+    assert list(categories(write(tmp_path, content()).annotations).items()) == [(0, "star"), (7, "ring")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "no list 'images'"),
+        ({"annotations": [{"image_id": 5}]}, "entry 0 of 'annotations' has no integer id"),
+        ({"annotations": boxed([1, 1, 2, 2], image_id=9)}, "annotation 0 is for image 9, which is not in 'images'"),
+        ({"annotations": boxed([1, 1, 2])}, r"annotation 0 has bbox \[1, 1, 2\]; expected \[x, y, width, height\]"),
+        ({"annotations": boxed([1, 1, 2, 2], category_id=3)}, "annotation 0 has category_id 3; expected the id of a"),
+        ({"images": [{"id": 5}, {"id": 5}]}, "1 image ids occur twice"),
+    ],
+)
+def test_bad_entry_is_named_in_one_line(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        read(tmp_path, **changes)
+    assert str(tmp_path / "annotations.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "", "\xff", "[]"])
+def test_file_that_is_no_coco_json_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"odd\.json .*expected a COCO"):
+        categories(path)
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.json cannot be read"):
+        categories(tmp_path / "nowhere.json")
+
+
+def test_box_that_covers_the_image_ends_at_its_size() -> None:
+    assert clamp_box([0, 0, WIDTH, HEIGHT], WIDTH, HEIGHT) == [0, 0, WIDTH, HEIGHT]
+
+
+def test_real_photos_are_read_with_all_boxes(test_data: Path) -> None:
+    folder = test_data / "captioned_photos"
+    annotations = folder / "coco_instances.json"
+    rows = list(read_coco(CocoSource(annotations=annotations, images=folder / "images", source="coco", split="x")))
+    stated = json.loads(annotations.read_text(encoding="utf-8"))
+    assert Counter(row["status"] for row in rows) == {schema.LABELLED: len(stated["images"])}
+    assert sum(len(row["boxes"]) for row in rows) == len(stated["annotations"])
+    assert sum(sum(row["iscrowd"]) for row in rows) == sum(a["iscrowd"] for a in stated["annotations"])
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning:PIL")
+def test_hostile_files_are_read_or_refused_but_never_crash(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "bad_images"
+    manifest = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = [record for record in manifest if "huge" not in record["traits"]]
+    images = [{"id": number, "file_name": record["file"]} for number, record in enumerate(chosen)]
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}), encoding="utf-8")
+    rows = read_coco(CocoSource(annotations=path, images=folder, source="bad", split="x"))
+    wrong = [
+        record["file"]
+        for record, row in zip(chosen, rows, strict=True)
+        if (record["expected"], row["status"]) in {("decode", schema.REJECTED), ("reject", schema.LABELLED)}
+    ]
+    assert wrong == []
