@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from glipv2.config import ModelConfig
@@ -34,16 +36,25 @@ def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, W
         raise ValueError(
             f"{directory} is no model folder: it lacks {', '.join(missing)}; give one written by pre-training"
         )
-    saved = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-    cfg = ModelConfig(**sizes)
+    cfg = _read_config(directory / CONFIG)
     model = GLIPv2(cfg)
     try:
         model.load_state_dict(load_file(directory / WEIGHTS))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {directory} do not fit its {CONFIG}: {error}") from error
-    words = (directory / VOCABULARY).read_text(encoding="utf-8").splitlines()
+    except (RuntimeError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error), 200)  # torch lists every tensor on a line of its own
+        raise ValueError(f"{directory / WEIGHTS} does not fit its {CONFIG}: {reason}; save the model again") from error
+    # Not splitlines: real vocabularies hold characters it takes for line breaks.
+    words = (directory / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     return model.to(device).eval(), WordPiece(words, cfg.max_tokens)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return ModelConfig(**sizes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not of this model: {error}; give a folder written by pre-training") from error
 
 
 def weights_sha256(directory: Path) -> str:

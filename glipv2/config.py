@@ -38,6 +38,9 @@ class ModelConfig:
     """Longest prompt in tokens, start and end tokens included; longer text is cut."""
     text_dropout: float
     """Dropout in the text encoder and the text layers (training only)."""
+    word_init_std: float
+    """Spread of untrained word vectors. BERT's 0.02 leaves words hardly apart beside their positions, so a model
+    trained from nothing first learns groups of alike objects as one word; 0.2 keeps words apart from the start."""
 
     # Tower and head
     num_blocks: int
@@ -96,6 +99,7 @@ def nano(vocab_size: int = 30522) -> ModelConfig:
         text_ffn_dim=128,
         max_tokens=128,
         text_dropout=0.0,
+        word_init_std=0.2,
         num_blocks=1,
         fusion_dim=128,
         fusion_heads=4,

@@ -31,7 +31,7 @@ def demo() -> DemoConfig:
         pretrain=nano_training(),
         evaluate=EvaluateConfig(),
         sweep=nano_sweep(),
-        sweep_datasets=("Raccoon", "Aquarium", "Mushrooms"),
+        sweep_datasets=("FishTank", "LoneHearts", "NightMoons"),
     )
 
 
@@ -47,7 +47,7 @@ def smoke() -> DemoConfig:
         pretrain=replace(whole.pretrain, num_steps=8, checkpoint_every=4, log_every=2),
         label=replace(whole.label, min_score=0.05),
         sweep=replace(whole.sweep, shots=(1,), seeds=(3,), max_epochs=2),
-        sweep_datasets=("Raccoon",),
+        sweep_datasets=("LoneHearts",),
     )
 
 
@@ -114,8 +114,8 @@ def nano_training() -> PretrainConfig:
     return PretrainConfig(
         model=nano(),
         ingest=IngestConfig(batch_size=16),
-        optim=OptimConfig(lr=1e-3, text_lr=1e-3, warmup_steps=50),
-        num_steps=900,
+        optim=OptimConfig(lr=2e-3, text_lr=1e-4, beta2=0.98, warmup_steps=50, decay="cosine"),
+        num_steps=950,
     )
 
 

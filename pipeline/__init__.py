@@ -1,0 +1,1 @@
+"""The data's way, from captioned URLs to a report; `pipeline.flow` tells it in order."""

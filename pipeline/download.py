@@ -199,15 +199,7 @@ def _warn_of_standstill(config: DownloadConfig) -> None:
 
 
 def _write(dataset: ray.data.Dataset, out: Path) -> None:
-    """Write as `shards.write_table` does."""
-    text = [name for name in schema.IMAGES.names if name != "image"]
-    dataset.write_parquet(
-        str(out.resolve()),
-        schema=schema.IMAGES,
-        row_group_size=schema.ROWS_PER_ROW_GROUP,
-        use_dictionary=False,
-        compression={**dict.fromkeys(text, "zstd"), "image.bytes": "none", "image.path": "none"},
-    )
+    dataset.write_parquet(str(out.resolve()), schema=schema.IMAGES, **shards.parquet_options(schema.IMAGES))
 
 
 def _number_files(out: Path) -> None:

@@ -22,13 +22,15 @@ from torch.utils.data import Dataset
 from glipv2.config import ModelConfig
 from glipv2.image import prepare, scale_boxes
 from glipv2.sample import Batch, GroundingSample, collate
-from glipv2.text.prompts import MAX_LABELS, sample_prompt
+from glipv2.text.prompts import MAX_LABELS, SEPARATOR, Budget, clean_name, sample_prompt
 from glipv2.text.tokenizer import WordPiece
 from pipeline import schema
 from pipeline.selection import SelectionConfig, select
 from pipeline.shards import open_rows, read_manifest
 
 COLUMNS = ("sample_id", "kind", "image", "text", "phrases", "boxes", "tokens_positive", "phrase_index", "category_id")
+SPECIAL = 2
+"""Tokens around every text: its start and its end."""
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
@@ -73,6 +75,25 @@ class IngestConfig:
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Categories of a detection source, and how many of them fit into a prompt; empty for captions."""
+
+    names: dict[int, str]
+    """Name by category id."""
+    budget: Budget
+    """Tokens each name costs."""
+
+    @staticmethod
+    def of(names: dict[int, str], max_labels: int, tokenizer: WordPiece, max_tokens: int) -> "Vocabulary":
+        """Count the tokens of every name once."""
+        encoded = tokenizer([clean_name(name) + SEPARATOR for name in names.values()]) if names else []
+        costs = {category: len(e.ids) - SPECIAL for category, e in zip(names, encoded, strict=True)}
+        return Vocabulary(
+            names=names, budget=Budget(tokens=costs, max_tokens=max_tokens - SPECIAL, max_labels=max_labels)
+        )
+
+
 class TrainingSet(Dataset[Batch]):
     """The mixture, indexed by training step: item ``k`` is this worker's share of global batch ``k``."""
 
@@ -102,10 +123,10 @@ class TrainingSet(Dataset[Batch]):
                 f"batch_size {cfg.batch_size} does not divide among {self.world} workers; choose a multiple"
             )
         self.cfg, self.model, self.tokenizer = cfg, model, tokenizer
-        self.samples: list[tuple[Row, dict[int, str]]] = []
+        self.samples: list[tuple[Row, Vocabulary]] = []
         for source in sources:
-            names = category_names(source.path)
-            rows = [(row, names) for row in read_trainable(source.path, cfg)] if source.copies else []
+            vocabulary = Vocabulary.of(category_names(source.path), cfg.max_labels, tokenizer, model.max_tokens)
+            rows = [(row, vocabulary) for row in read_trainable(source.path, cfg)] if source.copies else []
             self.samples += rows * source.copies
         if not self.samples:
             raise ValueError(f"no sample with a box in {[str(s.path) for s in sources]}; look at their manifests")
@@ -118,8 +139,8 @@ class TrainingSet(Dataset[Batch]):
         return collate(samples, self.tokenizer, self.model.pad_multiple_px)
 
     def _sample(self, epoch: int, position: int) -> GroundingSample:
-        row, names = self.samples[self._order(epoch)[position]]
-        return make_sample(row, names, self.cfg, self.model, _generator(self.cfg.seed, epoch, row["sample_id"]))
+        row, vocabulary = self.samples[self._order(epoch)[position]]
+        return make_sample(row, vocabulary, self.cfg, self.model, _generator(self.cfg.seed, epoch, row["sample_id"]))
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_ordered_epoch", None) != epoch:
@@ -158,13 +179,13 @@ def _kept_boxes(row: Row, cfg: IngestConfig) -> list[int]:
 
 
 def make_sample(
-    row: Row, names: dict[int, str], cfg: IngestConfig, model: ModelConfig, rng: random.Random
+    row: Row, vocabulary: Vocabulary, cfg: IngestConfig, model: ModelConfig, rng: random.Random
 ) -> GroundingSample:
     """Build one training sample: the prompt of a detection row is drawn anew each time."""
     boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)
     unknown: list[tuple[int, int]] = []
     if row["kind"] == schema.DETECTION:
-        prompt = sample_prompt(row["category_id"], names, rng, cfg.max_labels)
+        prompt = sample_prompt(row["category_id"], vocabulary.names, rng, vocabulary.budget)
         keep = [i for i, category in enumerate(row["category_id"]) if category in prompt.spans]
         boxes = boxes[keep]
         text, spans = prompt.text, [[prompt.spans[row["category_id"][i]]] for i in keep]

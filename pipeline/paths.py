@@ -18,5 +18,5 @@ def require(**paths: Path) -> None:
             raise ValueError(f"{flag} is missing; give an absolute path")
         if not path.is_absolute():
             raise ValueError(
-                f"{flag} is {path}, a relative path, and a submitted job's folder is thrown away; give {path.absolute()}"
+                f"{flag} is {path}, a relative path: a submitted job's folder is thrown away; give {path.absolute()}"
             )

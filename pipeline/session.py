@@ -56,7 +56,7 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _without_native_stderr() -> Iterator[None]:
-    """Keep Ray's C++ part from announcing that it was told to be quiet; Python's own errors still come as exceptions."""
+    """Keep Ray's C++ part from announcing that it was told to be quiet; errors still come as exceptions."""
     saved = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -180,14 +181,17 @@ def write_rows(rows: Iterable[dict[str, object]], directory: Path, table: pa.Sch
 
 def write_table(rows: pa.Table, path: Path) -> None:
     """Write one shard the way readers want it (schema module): small row groups, image bytes left as they are."""
-    columns = [name for name in rows.schema.names if name != "image"]
-    pq.write_table(
-        rows,
-        path,
-        row_group_size=schema.ROWS_PER_ROW_GROUP,
-        use_dictionary=False,
-        compression={**dict.fromkeys(columns, "zstd"), "image.bytes": "none", "image.path": "none"},
-    )
+    pq.write_table(rows, path, **parquet_options(rows.schema))
+
+
+def parquet_options(table: pa.Schema) -> dict[str, Any]:
+    """How every shard is written: zstd for all but the image bytes, which do not compress; no dictionaries."""
+    columns = [name for name in table.names if name != "image"]
+    return {
+        "row_group_size": schema.ROWS_PER_ROW_GROUP,
+        "use_dictionary": False,
+        "compression": {**dict.fromkeys(columns, "zstd"), "image.bytes": "none", "image.path": "none"},
+    }
 
 
 def _chunks(rows: Iterable[dict[str, object]], size: int) -> Iterator[list[dict[str, object]]]:

@@ -3,13 +3,24 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+
+from glipv2 import checkpoint
+from glipv2.config import nano
+from glipv2.model.glipv2 import GLIPv2
+from glipv2.text.tokenizer import WordPiece, make_vocabulary
+from pipeline.miniature import config
+from pipeline.miniature.grammar import vocabulary
+from pipeline.miniature.world import World, build_world
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +44,7 @@ def ray_session() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: a unix socket's path allows some 100 characters
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=4,  # logical: an actor pool must leave room for the tasks that read and write
         object_store_memory=300 << 20,
         include_dashboard=False,
         log_to_driver=False,
@@ -89,6 +100,30 @@ def serve() -> Iterator[Callable[[dict[str, Route]], str]]:
     for server in servers:
         server.shutdown()
         server.socket.close()  # not server_close(), which would wait for the slow answers too
+
+
+@pytest.fixture(scope="session")
+def free_port() -> int:
+    with socket.socket() as probe:  # a port of its own, so that test sessions side by side do not meet
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> World:
+    return build_world(replace(config.test_size(), port=free_port), tmp_path_factory.mktemp("miniature"))
+
+
+@pytest.fixture(scope="session")
+def eager_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save an untrained nano model that finds something everywhere: its bias says "perhaps" instead of "hardly"."""
+    torch.manual_seed(0)
+    words = make_vocabulary(vocabulary())
+    model = GLIPv2(nano(len(words)))
+    torch.nn.init.zeros_(model.head.bias)
+    folder = tmp_path_factory.mktemp("eager") / "model"
+    checkpoint.save(model, WordPiece(words, model.cfg.max_tokens), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def average_precision(
     return AveragePrecision(
         ap=_mean(precision),
         ap50=_mean(precision[0]),
-        per_category_ap50={category: _mean(precision[0, :, k]) for k, category in enumerate(evaluation.params.catIds)},
+        per_category_ap50={int(id_): _mean(precision[0, :, k]) for k, id_ in enumerate(evaluation.params.catIds)},
     )
 
 

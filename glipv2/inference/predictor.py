@@ -90,4 +90,5 @@ class Predictor:
 def _prediction(found: Detections, picture: Picture, labels: list[int]) -> Prediction:
     x, y = picture.scale_xy
     boxes = to_half_open(found.boxes_xyxy.cpu()) / torch.tensor([x, y, x, y])
+    boxes = boxes.minimum(torch.tensor(picture.original_size * 2))  # rounding may step over the edge
     return Prediction(boxes_xyxy=boxes, scores=found.scores.tolist(), labels=labels)

@@ -61,7 +61,7 @@ class Swin(nn.Module):
             self.stages.append(nn.Sequential(*merging, *blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.out_channels)
 
-    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h w"]]:
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _c _h _w"]]:
         """Encode normalised pixels of any size; the padding to whole patches is zero, right and bottom."""
         height, width = pixels.shape[2:]
         x = self.patch_embed(F.pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))

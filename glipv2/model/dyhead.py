@@ -62,7 +62,7 @@ class DynamicConv(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.constant_(conv.get_parameter("bias"), 0.0)
 
-    def forward(self, pyramid: list[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b c h w"]]:
+    def forward(self, pyramid: list[Float[Tensor, "b c _h _w"]]) -> list[Float[Tensor, "b c _h _w"]]:
         """Update the pyramid; all levels read the input pyramid, none another's output."""
         return [self._level(pyramid, level) for level in range(len(pyramid))]
 

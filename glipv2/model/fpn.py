@@ -23,7 +23,7 @@ class FeaturePyramid(nn.Module):
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.constant_(conv.get_parameter("bias"), 0.0)
 
-    def forward(self, maps: list[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b c h w"]]:
+    def forward(self, maps: list[Float[Tensor, "b _c _h _w"]]) -> list[Float[Tensor, "b c _h _w"]]:
         """Return P3 to P7; every level is half the previous one, rounded up."""
         merged = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         for level in (1, 0):

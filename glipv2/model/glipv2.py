@@ -16,7 +16,7 @@ from glipv2.model.fusion import Fusion
 from glipv2.model.heads import GroundingHead, Regions
 from glipv2.model.language import TextEncoder, TextLayer
 
-Pyramid = list[Float[Tensor, "b c h w"]]
+Pyramid = list[Float[Tensor, "b c _h _w"]]
 
 
 class Block(nn.Module):

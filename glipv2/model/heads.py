@@ -44,7 +44,7 @@ class GroundingHead(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.constant_(conv.get_parameter("bias"), 0.0)
 
-    def forward(self, pyramid: list[Float[Tensor, "b c h w"]], text: Float[Tensor, "b t d"]) -> Regions:
+    def forward(self, pyramid: list[Float[Tensor, "b c _h _w"]], text: Float[Tensor, "b t d"]) -> Regions:
         """Predict for every position of every level."""
         text = F.normalize(text, dim=-1)
         words = self.text_projection(text / 2) / self.log_scale.exp()

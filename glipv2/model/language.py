@@ -33,6 +33,7 @@ class TextEncoder(nn.Module):
             layer_norm_eps=NORM_EPS,
         )
         self.bert = BertModel(bert, add_pooling_layer=False)
+        nn.init.normal_(self.bert.embeddings.word_embeddings.weight, std=cfg.word_init_std)
 
     def forward(self, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """Encode token ids; padding (mask 0) never influences the valid positions."""

@@ -44,18 +44,36 @@ def build_prompt(names: Sequence[tuple[int, str]], separator: str = SEPARATOR) -
     return Prompt(text=text, spans=spans)
 
 
-def sample_prompt(
-    present: Sequence[int], names: dict[int, str], rng: random.Random, max_labels: int = MAX_LABELS
-) -> Prompt:
-    """Draw a training prompt: all categories of the image plus random absent ones, shuffled.
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a training prompt may become."""
+
+    tokens: dict[int, int]
+    """Tokens each category costs, its separator included."""
+    max_tokens: int
+    """Tokens of the longest prompt, start and end excluded."""
+    max_labels: int = MAX_LABELS
+    """Categories, present and absent ones together."""
+
+
+def sample_prompt(present: Sequence[int], names: dict[int, str], rng: random.Random, budget: Budget) -> Prompt:
+    """Draw a training prompt: the categories of the image plus random absent ones, shuffled.
 
     With probability one half the prompt is filled to ``max_labels`` categories, otherwise the number of negatives is
     uniform in ``1 .. max_labels - positives`` (the paper's rule; GLIP appendix C.1). Negatives never are positives.
+    Positives come first to the budget of tokens, in random order; what does not fit is left out, so that no name in
+    the prompt is ever cut off. Boxes of a positive left out have no words: the caller drops them.
     """
     positives = sorted(set(present))
     pool = sorted(names.keys() - set(positives))
-    room = max(0, min(max_labels - len(positives), len(pool)))
+    room = max(0, min(budget.max_labels - len(positives), len(pool)))
     count = room if rng.random() < 0.5 or room == 0 else rng.randint(1, room)
-    chosen = positives[:max_labels] + rng.sample(pool, count)
+    rng.shuffle(positives)
+    chosen, spent = [], 0
+    for category in [*positives[: budget.max_labels], *rng.sample(pool, count)]:
+        if spent + budget.tokens[category] > budget.max_tokens:
+            break
+        spent += budget.tokens[category]
+        chosen.append(category)
     rng.shuffle(chosen)
     return build_prompt([(category, names[category]) for category in chosen])

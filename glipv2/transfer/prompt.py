@@ -58,7 +58,8 @@ class PromptTuning:
         The model's gradients are switched off for good; frozen modules stay in eval mode.
         """
         self.model = model.eval().requires_grad_(False)
-        self.offset = nn.Parameter(torch.zeros(num_tokens, model.cfg.text_dim))
+        device = next(model.parameters()).device
+        self.offset = nn.Parameter(torch.zeros(num_tokens, model.cfg.text_dim, device=device))
         self.criterion = Criterion(model.cfg)
         self.optimizer = torch.optim.AdamW([self.offset], lr=cfg.lr, weight_decay=cfg.weight_decay)
 

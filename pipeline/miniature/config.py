@@ -66,11 +66,11 @@ def test_size() -> MiniatureConfig:
 def demo_size() -> MiniatureConfig:
     """Make enough to train and label on two cores in minutes."""
     return MiniatureConfig(
-        num_objects365_train=2000,
+        num_objects365_train=1500,
         num_objects365_val=200,
-        num_gold=500,
-        num_web=2000,
-        num_hazards=7 * len(HAZARDS),
+        num_gold=400,
+        num_web=1600,
+        num_hazards=5 * len(HAZARDS),
         num_novel_test=200,
         num_odinw_train=24,
         num_odinw_valid=20,

@@ -48,9 +48,9 @@ class Style:
     """Colours to choose from."""
     textures: tuple[str, ...] = TEXTURES
     """Textures to choose from; the first is as frequent as all others together."""
-    num_objects: tuple[int, int] = (1, 5)
+    num_objects: tuple[int, int] = (2, 5)
     """Fewest and most objects; fewer where no room is left."""
-    size: tuple[float, float] = (0.17, 0.44)
+    size: tuple[float, float] = (0.18, 0.42)
     """Smallest and largest extent of an object, as a part of the picture's shorter side."""
     width: tuple[float, float] = (0.875, 1.125)
     """Range of picture widths, as a part of the world's picture size."""
@@ -58,13 +58,13 @@ class Style:
     """The same for heights."""
     moods: tuple[str, ...] = ("light", "light", "light", "middle", "dark")
     """Backgrounds to choose from, keys of `surface.MOODS`."""
-    tilt: float = 0.3
+    tilt: float = 0.12
     """Largest rotation of an object either way, radian."""
-    crowding: float = 0.3
+    crowding: float = 0.15
     """Probability that an object may hide a part of others."""
     repeats: float = 0.3
     """Probability that an object looks like the one before it."""
-    noise: float = 5.0
+    noise: float = 3.0
     """Largest standard deviation of the noise, grey levels."""
     opacity: float = 1.0
     """How much of an object's own colour covers what is behind it, 0 to 1."""

@@ -35,7 +35,7 @@ from pipeline.miniature.web import WebRow, list_web
 logger = logging.getLogger(__name__)
 
 WORLD_NAME = "world.json"
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised when the same configuration gives other pictures or captions."""
 HOST = "127.0.0.1"
 _WORTH_A_PROCESS = 400

@@ -292,9 +292,7 @@ def _plain(text: str) -> str:
 
 
 def _chart(name: str, title: str, alt: str, draw: Callable[[Theme], Figure], width_in: float) -> Chart:
-    return Chart(
-        name=name, title=title, alt=alt, light=_png(draw(LIGHT)), dark=_png(draw(DARK)), width_in=width_in
-    )
+    return Chart(name=name, title=title, alt=alt, light=_png(draw(LIGHT)), dark=_png(draw(DARK)), width_in=width_in)
 
 
 def _png(figure: Figure) -> bytes:

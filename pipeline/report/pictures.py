@@ -57,9 +57,7 @@ def draw_all(pictures: list[Picture]) -> dict[str, list[Drawing]]:
         same = [other for other in pictures if other.title == picture.title]
         compared = len(same) > 1 and len({other.group for other in same}) == len(same)
         colours = phrase_colours([phrase for other in (same if compared else [picture]) for phrase in other.phrases])
-        drawing = Drawing(
-            name=f"picture_{number:03d}", picture=picture, colours=colours, jpeg=draw(picture, colours)
-        )
+        drawing = Drawing(name=f"picture_{number:03d}", picture=picture, colours=colours, jpeg=draw(picture, colours))
         blocks.setdefault(picture.title if compared else picture.group, []).append(drawing)
     return blocks
 
@@ -97,9 +95,7 @@ def draw(picture: Picture, colours: dict[str, str]) -> bytes:
     return stream.getvalue()
 
 
-def place_labels(
-    size: tuple[int, int], boxes: list[Rect], choices: list[list[str]]
-) -> list[tuple[Rect, str] | None]:
+def place_labels(size: tuple[int, int], boxes: list[Rect], choices: list[list[str]]) -> list[tuple[Rect, str] | None]:
     """Find a place for each box's label: within the picture, over no other label, hiding as little as possible.
 
     Args:

@@ -74,7 +74,7 @@ def test_weights_of_another_size_are_refused(folder: Path) -> None:
     config = folder / checkpoint.CONFIG
     saved = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**saved, "channels": 2 * saved["channels"]}), encoding="utf-8")
-    assert_one_clear_line(folder, "do not fit")
+    assert_one_clear_line(folder, "does not fit")
 
 
 def test_a_cut_off_file_of_weights_is_refused(folder: Path) -> None:

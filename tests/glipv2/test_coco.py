@@ -1,6 +1,7 @@
 """COCO average precision on hand-made truths."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def predict(image: int, shift: float = 0.0) -> Prediction:
 def test_perfect_predictions_score_100(truth: Path) -> None:
     # The first annotation has id 0, which pycocotools alone would take for "no match".
     result = average_precision(truth, [11, 3, 10], [predict(11), predict(3), predict(10)])
-    assert result.ap == result.ap50 == 100
+    assert result.ap == pytest.approx(100)
+    assert result.ap50 == pytest.approx(100)
 
 
 def test_no_predictions_score_0(truth: Path) -> None:
@@ -51,9 +53,10 @@ def test_no_predictions_score_0(truth: Path) -> None:
     assert result.ap == result.ap50 == 0
 
 
-def test_a_category_without_truth_scores_minus_1(truth: Path) -> None:
-    result = average_precision(truth, [3, 10], [predict(3), predict(10)])
-    assert result.per_category_ap50 == {0: 100, 1: 100, 7: -1}
+def test_every_category_has_its_own_score_and_none_without_truth(truth: Path) -> None:
+    result = average_precision(truth, [3, 10], [NOTHING, predict(10)])
+    expected = {0: 100.0, 1: 50.0, 7: math.nan}  # half of the boxes of category 1 are found: recall up to .5
+    assert result.per_category_ap50 == pytest.approx(expected, abs=1, nan_ok=True)
 
 
 def test_wrong_categories_score_0(truth: Path) -> None:
@@ -61,25 +64,34 @@ def test_wrong_categories_score_0(truth: Path) -> None:
     assert average_precision(truth, [3, 10], [NOTHING, swapped]).ap50 == 0
 
 
-def test_loose_boxes_count_at_the_lower_overlap_only(truth: Path) -> None:
-    result = average_precision(truth, [3, 10], [predict(3, shift=4.0), predict(10, shift=4.0)])
-    assert result.ap < result.ap50
+def test_loose_boxes_count_at_the_lower_overlaps_only(truth: Path) -> None:
+    result = average_precision(truth, [3, 10], [predict(3, shift=2.0), predict(10, shift=2.0)])
+    assert result.ap50 == pytest.approx(100)
+    assert 40 < result.ap < 90
 
 
 def test_only_the_given_images_count(truth: Path) -> None:
-    assert average_precision(truth, [3], [predict(3)]).ap == 100
+    assert average_precision(truth, [3], [predict(3)]).ap == pytest.approx(100)
 
 
-def test_images_without_truth_score_minus_1(truth: Path) -> None:
-    assert average_precision(truth, [11], [NOTHING]).ap == -1
+def test_images_without_truth_have_no_score(truth: Path) -> None:
+    assert math.isnan(average_precision(truth, [11], [NOTHING]).ap)
 
 
-def test_the_result_can_be_written_as_json(truth: Path) -> None:
+def test_crowds_neither_help_nor_harm(truth: Path) -> None:
+    content = json.loads(truth.read_text(encoding="utf-8"))
+    content["annotations"][1]["iscrowd"] = 1
+    truth.write_text(json.dumps(content), encoding="utf-8")
     result = average_precision(truth, [3, 10], [predict(3), predict(10)])
-    assert json.loads(json.dumps(result.per_category_ap50)) == {"0": 100, "1": 100, "7": -1}
+    assert result.ap == pytest.approx(100)
+
+
+def test_the_scores_can_be_written_as_json(truth: Path) -> None:
+    result = average_precision(truth, [3, 10], [predict(3), predict(10)])
+    assert json.loads(json.dumps(result.per_category_ap50)).keys() == {"0", "1", "7"}
 
 
 def test_the_mean_of_some_categories_leaves_out_those_without_truth() -> None:
-    result = AveragePrecision(ap=1.0, ap50=1.0, per_category_ap50={0: 20.0, 1: 40.0, 7: -1.0})
+    result = AveragePrecision(ap=1.0, ap50=1.0, per_category_ap50={0: 20.0, 1: 40.0, 7: math.nan})
     assert mean_of(result, [0, 1, 7]) == 30
     assert mean_of(result, [7]) is None

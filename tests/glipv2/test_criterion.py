@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from glipv2.config import ModelConfig
 from glipv2.image import Picture
 from glipv2.losses.assign import assign, centerness_targets
 from glipv2.losses.criterion import Criterion
-from glipv2.model.boxes import encode, make_anchors
+from glipv2.model.boxes import encode, iou_inclusive, make_anchors
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.model.heads import Regions
 from glipv2.sample import GroundingSample, collate
@@ -131,9 +132,47 @@ def test_a_contested_anchor_goes_to_the_box_it_overlaps_most(tiny: ModelConfig) 
     assert set(both.tolist()) == {-1, 0, 1}
 
 
+def test_a_box_gets_the_anchors_the_rule_of_atss_gives_it(tiny: ModelConfig) -> None:
+    anchors, lengths = make_anchors(LEVELS, tiny.strides, tiny.anchor_scale, CPU), [h * w for h, w in LEVELS]
+    corners = torch.rand(300, 2, 2, generator=torch.Generator().manual_seed(0)) * 64
+    boxes = torch.cat([corners.amin(1), corners.amax(1) + 4], 1)
+    for box in boxes:
+        owner = assign(anchors, lengths, box[None])
+        assert (owner == 0).nonzero()[:, 0].tolist() == _atss(anchors, lengths, box)
+
+
+def _atss(anchors: Tensor, lengths: list[int], box: Tensor) -> list[int]:
+    """The rule for a single box, spelled out: nine nearest per level, overlap over mean plus deviation, inside."""
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    distances = (centres - (box[:2] + box[2:]) / 2).norm(dim=1).tolist()
+    starts = [sum(lengths[:level]) for level in range(len(lengths))]
+    candidates = [
+        index
+        for start, length in zip(starts, lengths, strict=True)
+        for index in sorted(range(start, start + length), key=distances.__getitem__)[:9]
+    ]
+    overlaps = dict(zip(candidates, iou_inclusive(anchors[candidates], box[None])[:, 0].tolist(), strict=True))
+    threshold = statistics.mean(overlaps.values()) + statistics.stdev(overlaps.values())
+    return sorted(
+        index
+        for index in candidates
+        if overlaps[index] >= threshold
+        and min((centres[index] - box[:2]).min(), (box[2:] - centres[index]).min()) > 0.01
+    )
+
+
 def test_without_boxes_everything_is_background(tiny: ModelConfig) -> None:
     anchors = make_anchors(LEVELS, tiny.strides, tiny.anchor_scale, CPU)
     assert (assign(anchors, [h * w for h, w in LEVELS], torch.zeros(0, 4)) == -1).all()
+
+
+def test_half_precision_gives_nearly_the_same_losses(
+    model: GLIPv2, tiny: ModelConfig, tokenizer: WordPiece, samples: list[GroundingSample]
+) -> None:
+    batch = collate(samples[:2], tokenizer, 32)
+    expected = backward(model, Criterion(tiny), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert backward(model, Criterion(tiny), batch) == pytest.approx(expected, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(

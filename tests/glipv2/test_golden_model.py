@@ -69,6 +69,7 @@ def cfg(goldens: Path) -> ModelConfig:
         text_ffn_dim=bert["intermediate_size"],
         max_tokens=256,
         text_dropout=0.0,
+        word_init_std=0.02,
         num_blocks=model["MODEL.DYHEAD.NUM_CONVS"],
         fusion_dim=stored["fuse_embed_dim"],
         fusion_heads=stored["fuse_heads"],
@@ -262,7 +263,8 @@ def test_tokens_and_positive_maps_of_the_captions_equal_the_reference(
     for case in cases:
         for row, encoding in enumerate(golden_tokenizer(case.facts["captions"])):
             assert encoding.ids == case.batch.ids[row][case.batch.mask[row] > 0].tolist()
-            ours = positive_map(encoding.offsets, case.facts["tokens_positive"][row], num_tokens=256)
+            spans = [[(begin, end) for begin, end in box] for box in case.facts["tokens_positive"][row]]
+            ours = positive_map(encoding.offsets, spans, num_tokens=256)
             assert torch.equal(ours, case.batch.targets[row].positive_map)
 
 

@@ -36,8 +36,8 @@ def assert_close(ours: Tensor, expected: Tensor, atol: float = 5e-6) -> None:
 def test_box_coder_encodes_and_decodes(units: Arrays) -> None:
     anchors = units["boxcoder.anchors"]
     assert_close(encode(units["boxcoder.gt"], anchors), units["boxcoder.encoded"])
-    assert_close(decode(units["boxcoder.codes"], anchors), units["boxcoder.decoded"], atol=2e-4)  # boxes of 10,000 px
-    assert_close(decode(units["boxcoder.encoded"], anchors), units["boxcoder.roundtrip"], atol=2e-4)
+    assert_close(decode(units["boxcoder.codes"], anchors), units["boxcoder.decoded"])
+    assert_close(decode(units["boxcoder.encoded"], anchors), units["boxcoder.roundtrip"])
 
 
 def test_anchors_lie_on_the_grid(units: Arrays, unit_facts: dict[str, Any]) -> None:
@@ -105,10 +105,13 @@ def test_deformable_convolution(units: Arrays, x: str, stride: int, out: str) ->
 
 def test_coarser_branch_reads_the_flat_prefix_of_its_offsets(units: Arrays) -> None:
     branch = ModulatedBranch(channels=5, stride=1, groups=1)
-    branch.conv.weight, branch.conv.bias = nn.Parameter(units["dcn.weight"]), nn.Parameter(units["dcn.bias"])
+    # The stored convolution has four outputs, ours as many as inputs: give it an idle fifth.
+    weight, bias = torch.zeros(5, 5, 3, 3), torch.zeros(5)
+    weight[:4], bias[:4] = units["dcn.weight"], units["dcn.bias"]
+    branch.conv.load_state_dict({"weight": weight, "bias": bias})
     branch.norm = nn.Identity()  # type: ignore[assignment]
     out = branch(units["dcn.x_coarser"], units["dcn.offset"], units["dcn.mask"])
-    assert_close(out, units["dcn.out_coarser_flat_prefix"])
+    assert_close(out[:, :4], units["dcn.out_coarser_flat_prefix"])
 
 
 def test_dynamic_convolution(units: Arrays, part_of: PartOf) -> None:
@@ -162,7 +165,8 @@ def test_spans_become_tokens(unit_facts: dict[str, Any], golden_tokenizer: WordP
     for case in unit_facts["positive_map"]:
         encoding = golden_tokenizer([case["caption"]])[0]
         assert encoding.ids == case["input_ids"]
-        rows = positive_map(encoding.offsets, case["spans"], len(encoding.ids))
+        spans = [[(begin, end) for begin, end in box] for box in case["spans"]]
+        rows = positive_map(encoding.offsets, spans, len(encoding.ids))
         assert [row.nonzero()[:, 0].tolist() for row in rows] == case["rows"]
 
 

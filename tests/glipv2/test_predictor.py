@@ -1,17 +1,17 @@
 """Detections of a random model: wherever they are, they obey the rules."""
 
-from typing import Any
-
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from glipv2.config import ModelConfig
 from glipv2.inference.postprocess import PostprocessConfig, postprocess
 from glipv2.inference.predictor import Predictor
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.model.heads import Regions
 from glipv2.text.prompts import Prompt, build_prompt
-from glipv2.text.tokenizer import WordPiece, make_vocabulary
+from glipv2.text.tokenizer import WordPiece
 
 EVERYTHING = PostprocessConfig(min_class_score=0.0)
 
@@ -27,7 +27,7 @@ def paint(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def test_boxes_lie_within_images_of_any_size(predictor: Predictor, prompt: Prompt) -> None:
-    images = [paint(*size) for size in ((90, 40), (37, 111), (64, 64), (7, 5), (1, 300))]
+    images = [paint(*size) for size in ((90, 40), (15, 8), (37, 111), (64, 64), (1, 300))]
     for image, found in zip(images, predictor.detect(images, prompt), strict=True):
         x1, y1, x2, y2 = found.boxes_xyxy.unbind(1)
         assert 0 < len(found.scores) <= EVERYTHING.max_detections
@@ -37,6 +37,16 @@ def test_boxes_lie_within_images_of_any_size(predictor: Predictor, prompt: Promp
         assert y2.max() <= image.height
         assert (x1 < x2).all()
         assert (y1 < y2).all()
+
+
+def test_a_box_around_the_whole_picture_is_one_around_the_whole_image(predictor: Predictor, prompt: Prompt) -> None:
+    everywhere = torch.tensor([0.0, 0.0, 20.0, 20.0])  # exp(20 / 5) anchors wide
+    box = predictor.model.head.box
+    box.load_state_dict({"weight": torch.zeros_like(box.weight), "bias": everywhere})
+    # The sides of the first two are resized by slightly different ratios.
+    for size in ((15, 8), (8, 15), (64, 64)):
+        boxes = predictor.detect([paint(*size)], prompt)[0].boxes_xyxy
+        torch.testing.assert_close(boxes[0], torch.tensor([0.0, 0.0, *size]), atol=1e-4, rtol=0)
 
 
 def test_images_of_any_mode_are_read(predictor: Predictor, prompt: Prompt) -> None:
@@ -62,10 +72,9 @@ def test_a_prompt_without_categories_finds_nothing(predictor: Predictor) -> None
     assert found.boxes_xyxy.shape == (0, 4)
 
 
-def test_a_name_cut_off_by_the_longest_prompt_never_fires(model: GLIPv2) -> None:
-    names = [(number, f"word{number}") for number in range(40)]
-    short = WordPiece(make_vocabulary(name for _, name in names), max_tokens=8)
-    # [CLS] word0 . word1 . word2 . [SEP]
+def test_a_name_cut_off_by_the_longest_prompt_never_fires(model: GLIPv2, tokenizer: WordPiece) -> None:
+    short = WordPiece(tokenizer.vocabulary, max_tokens=8)  # [CLS] red . green . blue . [SEP]
+    names = list(enumerate(["red", "green", "blue", "square", "disc"]))
     assert set(Predictor(model, short, EVERYTHING).detect([paint(64, 64)], build_prompt(names))[0].labels) == {0, 1, 2}
 
 
@@ -94,29 +103,40 @@ def test_every_image_is_grounded_by_its_own_caption(predictor: Predictor) -> Non
     torch.testing.assert_close(torch.tensor(first.scores), torch.tensor(alone.scores), atol=1e-5, rtol=0)
 
 
-def test_overlapping_boxes_of_one_label_are_suppressed_and_of_two_are_not(tiny: Any) -> None:
-    # Two anchors of the finest level predict the very same box.
-    deltas = torch.zeros(1, 86, 4)
-    deltas[0, 28, 0] = -10 * 8 / 32  # one stride to the left, in anchor widths
-    alignment = torch.full((1, 86, 2), -20.0)
-    alignment[0, 27:29, 0] = torch.tensor([2.0, 1.0])
-    alignment[0, 28, 1] = 3.0
-    sizes = ((8, 8), (4, 4), (2, 2), (1, 1), (1, 1))
-    regions = Regions(alignment=alignment, box_deltas=deltas, centerness=torch.full((1, 86), 20.0), level_sizes=sizes)
+def make_regions(alignment: Tensor, deltas: Tensor, centerness: float) -> Regions:
+    """Regions of a picture of 64 px; a row of ``alignment`` belongs to an anchor of 32 px on the finest level."""
+    return Regions(
+        alignment=alignment[None],
+        box_deltas=deltas[None],
+        centerness=torch.full((1, len(alignment)), centerness),
+        level_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)),
+    )
+
+
+def test_overlapping_boxes_of_one_label_are_suppressed_and_of_two_are_not(tiny: ModelConfig) -> None:
+    alignment, deltas = torch.full((86, 2), -20.0), torch.zeros(86, 4)
+    deltas[28, 0] = -10 * 8 / 32  # one stride to the left, in anchor widths: the box of anchor 27
+    alignment[27:29, 0] = torch.tensor([2.0, 1.0])
+    alignment[28, 1] = 3.0
+    regions = make_regions(alignment, deltas, centerness=20.0)
     found = postprocess(regions, [[[0], [1]]], [(64, 64)], tiny, PostprocessConfig())[0]
     assert found.labels.tolist() == [1, 0]
-    expected = torch.tensor([3.0, 2.0]).sigmoid().sqrt()
-    torch.testing.assert_close(found.scores, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.boxes_xyxy[0], found.boxes_xyxy[1])
+    torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0]).sigmoid().sqrt(), atol=1e-5, rtol=0)
 
 
-def test_a_label_is_scored_by_the_mean_of_its_tokens(tiny: Any) -> None:
-    alignment = torch.full((1, 86, 3), -20.0)
-    alignment[0, 27] = torch.tensor([2.0, -2.0, 0.0])
-    sizes = ((8, 8), (4, 4), (2, 2), (1, 1), (1, 1))
-    regions = Regions(
-        alignment=alignment, box_deltas=torch.zeros(1, 86, 4), centerness=torch.full((1, 86), 0.0), level_sizes=sizes
-    )
+def test_a_label_is_scored_by_the_mean_of_its_tokens_and_the_centerness(tiny: ModelConfig) -> None:
+    alignment = torch.full((86, 3), -20.0)
+    alignment[27] = torch.tensor([2.0, -2.0, 0.0])
+    regions = make_regions(alignment, torch.zeros(86, 4), centerness=0.0)
     found = postprocess(regions, [[[0, 1], [2]]], [(64, 64)], tiny, PostprocessConfig())[0]
     # sigmoid(2) and sigmoid(-2) average to one half, as does sigmoid(0); centerness is one half as well.
     assert found.scores.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_candidates_are_chosen_before_centerness_counts(tiny: ModelConfig) -> None:
+    alignment = torch.full((86, 1), -20.0)
+    alignment[27] = torch.tensor(0.06).logit()
+    regions = make_regions(alignment, torch.zeros(86, 4), centerness=-3.0)
+    found = postprocess(regions, [[[0]]], [(64, 64)], tiny, PostprocessConfig())[0]
+    assert found.scores.tolist() == pytest.approx([(0.06 * 0.047426) ** 0.5], rel=1e-3)

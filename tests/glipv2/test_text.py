@@ -5,15 +5,16 @@ import random
 import pytest
 
 from glipv2.text.positive_map import positive_map, tokens_of_span
-from glipv2.text.prompts import MAX_LABELS, SEPARATOR, Prompt, build_prompt, clean_name, sample_prompt
+from glipv2.text.prompts import MAX_LABELS, SEPARATOR, Budget, Prompt, build_prompt, clean_name, sample_prompt
 from glipv2.text.tokenizer import WordPiece, make_vocabulary
 
 NAMES = {number: f"name{number}" for number in range(300)}
 PRESENT = [7, 3, 250]
+BUDGET = Budget(tokens=dict.fromkeys(NAMES, 2), max_tokens=254)
 
 
 def draw(seed: int) -> Prompt:
-    return sample_prompt(PRESENT, NAMES, random.Random(seed))
+    return sample_prompt(PRESENT, NAMES, random.Random(seed), BUDGET)
 
 
 def pieces(tokenizer: WordPiece, text: str) -> list[tuple[str, str]]:
@@ -126,18 +127,34 @@ def test_the_order_of_a_sampled_prompt_tells_nothing() -> None:
     assert 0 < first < 250
 
 
-def test_a_seed_decides_the_prompt_whatever_the_order_of_boxes() -> None:
-    again = sample_prompt([250, 3, 3, 7], dict(reversed(NAMES.items())), random.Random(5))
-    assert again == draw(5)
-    assert draw(6) != draw(5)
+def test_a_seed_decides_the_prompt_whatever_the_order_of_boxes_and_names() -> None:
+    present = [0, 8, 16]  # a set of these keeps the order they came in
+    prompt = sample_prompt(present, NAMES, random.Random(5), BUDGET)
+    shuffled = sample_prompt([16, 8, 8, 0], dict(reversed(NAMES.items())), random.Random(5), BUDGET)
+    assert shuffled.text == prompt.text
+    assert sample_prompt(present, NAMES, random.Random(6), BUDGET) != prompt
 
 
 def test_more_categories_than_a_prompt_holds_are_cut() -> None:
-    assert len(sample_prompt(list(NAMES), NAMES, random.Random(0)).spans) == MAX_LABELS
+    assert len(sample_prompt(list(NAMES), NAMES, random.Random(0), BUDGET).spans) == MAX_LABELS
+
+
+def test_the_budget_of_tokens_cuts_absent_categories_before_present_ones() -> None:
+    tight = Budget(tokens=dict.fromkeys(NAMES, 2), max_tokens=9)
+    for seed in range(50):
+        prompt = sample_prompt(PRESENT, NAMES, random.Random(seed), tight)
+        assert set(PRESENT) <= prompt.spans.keys()
+        assert len(prompt.spans) == 4
+
+
+def test_a_category_that_does_not_fit_is_left_out_whole() -> None:
+    prompt = sample_prompt(PRESENT, NAMES, random.Random(0), Budget(tokens=dict.fromkeys(NAMES, 2), max_tokens=5))
+    assert len(prompt.spans) == 2
+    assert prompt.spans.keys() < set(PRESENT)
 
 
 def test_a_small_vocabulary_is_named_whole_at_most() -> None:
     few = {1: "red", 2: "blue"}
-    lengths = {len(sample_prompt([1], few, random.Random(seed)).spans) for seed in range(20)}
+    lengths = {len(sample_prompt([1], few, random.Random(seed), BUDGET).spans) for seed in range(20)}
     assert lengths == {2}
-    assert sample_prompt([], few, random.Random(0)).spans.keys() <= few.keys()
+    assert sample_prompt([], few, random.Random(0), BUDGET).spans.keys() <= few.keys()

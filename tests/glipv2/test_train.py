@@ -1,0 +1,49 @@
+"""The optimiser and one step."""
+
+import pytest
+import torch
+from torch import nn
+
+from glipv2.model.glipv2 import GLIPv2
+from glipv2.train import OptimConfig, make_optimizer, make_schedule, update
+
+
+def test_text_encoder_and_norms_have_rules_of_their_own(model: GLIPv2) -> None:
+    cfg = OptimConfig(lr=1e-3, text_lr=1e-4, weight_decay=0.1)
+    rules = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in make_optimizer(model, cfg).param_groups
+        for p in group["params"]
+    }
+    assert len(rules) == len(list(model.parameters()))
+    assert rules[id(model.head.box.weight)] == (1e-3, 0.1)
+    assert rules[id(model.head.box.bias)] == (1e-3, 0.0)
+    encoder = dict(model.text_encoder.named_parameters())
+    assert {rules[id(p)] for p in encoder.values()} == {(1e-4, 0.1), (1e-4, 0.0)}
+
+
+def test_frozen_parameters_are_left_out(model: GLIPv2) -> None:
+    model.text_encoder.requires_grad_(False)
+    groups = make_optimizer(model, OptimConfig(lr=1e-3, text_lr=1e-4)).param_groups
+    assert {group["lr"] for group in groups} == {1e-3}
+
+
+def test_a_step_is_clipped_and_leaves_no_gradient_behind() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([30.0, 40.0])
+    norm = update([weight], torch.optim.SGD([weight], lr=1.0), clip_norm=1.0)
+    assert norm == 50
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.6, -0.8]), atol=1e-6, rtol=0)
+    assert weight.grad is None
+
+
+def test_a_schedule_without_warm_up_starts_at_the_full_rate() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    make_schedule(optimizer, OptimConfig(warmup_steps=0), num_steps=10)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("decay_at", [(0.0,), (0.5, 1.5)])
+def test_drops_outside_the_run_are_refused(decay_at: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="give fractions"):
+        OptimConfig(decay_at=decay_at)

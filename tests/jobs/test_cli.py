@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import cli, recipes
+from pipeline.flow import DemoConfig
+
+ALL = {
+    f"{table}:{name}": recipe
+    for table in ("DEMOS", "CAPTIONS", "PRETRAININGS", "EVALUATIONS", "SWEEPS")
+    for name, recipe in getattr(recipes, table).items()
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_builds_and_explains_itself(name: str) -> None:
+    assert ALL[name]() == ALL[name]()
+    assert "python -m jobs." in (ALL[name].__doc__ or "")
+
+
+def test_a_flag_changes_one_value_of_a_recipe() -> None:
+    changed = cli.parse(recipes.DEMOS, ["smoke", "--out", "/x", "--pretrain.optim.lr", "0.5"], "prog")
+    assert isinstance(changed, DemoConfig)
+    assert changed.pretrain.optim.lr == 0.5
+    assert changed.out == Path("/x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no recipe given; allowed: demo, smoke"),
+        (["smok"], "unknown recipe 'smok'; allowed: demo, smoke"),
+        (["smoke", "--pretrain.optim.lrr", "3"], "--pretrain.optim.lr "),
+        (["smoke", "--pretrain.num-steps", "many"], "--pretrain.num-steps"),
+        (["smoke", "--pretrain.num-steps", "0"], "num_steps is 0; give at least 1"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(recipes.DEMOS, arguments, "prog")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["jobs.demo", "smoke"], "--out is missing"),
+        (["jobs.demo", "smoke", "--out", "here"], "--out is here, a relative path"),
+        (["jobs.pseudo_label", "photos", "--pairs", "/a", "--out", "/b"], "--teacher is missing"),
+        (["jobs.sweep", "few-shot", "--model", "/a", "--out", "/b"], "--root is missing"),
+    ],
+)
+def test_a_missing_or_relative_path_is_refused_before_anything_starts(arguments: list[str], said: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert said in ended.stderr

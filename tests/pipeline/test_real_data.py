@@ -1,0 +1,64 @@
+"""The pipeline on other people's data: real photos, hostile files, real detection sets. Skips where they are absent."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.recipes import few_shot, photos
+from pipeline import schema
+from pipeline.flow import label_captions, sweep_alone
+from pipeline.miniature.server import serve_folder
+from pipeline.shards import open_rows, read_manifest
+from pipeline.sweep import read_trials
+
+pytestmark = pytest.mark.ray
+
+
+def captioned(test_data: Path) -> list[tuple[str, str]]:
+    with (test_data / "captioned_photos" / "pairs.tsv").open(encoding="utf-8", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["caption"], f"captioned_photos/{row['file']}") for row in rows]
+
+
+def hostile(test_data: Path) -> list[tuple[str, str]]:
+    lines = (test_data / "bad_images" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [("a dog on a table", f"bad_images/{json.loads(line)['file']}") for line in lines]
+
+
+def test_every_photo_and_every_hostile_file_ends_labelled_or_rejected(
+    ray_session: None, test_data: Path, eager_model: Path, tmp_path: Path
+) -> None:
+    given = captioned(test_data) + hostile(test_data)
+    cfg = replace(photos(), pairs=tmp_path / "pairs.tsv", teacher=eager_model, out=tmp_path / "out")
+    with serve_folder(test_data) as base:
+        lines = "".join(f"{caption}\t{base}/{file}\n" for caption, file in given)
+        cfg.pairs.write_text("caption\turl\n" + lines, encoding="utf-8")
+        report = label_captions(cfg)
+    images, labels = read_manifest(cfg.out / "images"), read_manifest(cfg.out / "labels")
+    assert images is not None
+    assert labels is not None
+    assert images.rows_in == labels.rows_in == len(given)
+    # Every photo can be had; of the hostile files only some.
+    assert len(captioned(test_data)) <= images.rows_out < len(given)
+    found = open_rows(cfg.out / "labels").to_table(["key", "status", "reason"]).to_pylist()
+    assert sorted(row["key"] for row in found) == list(range(len(given)))
+    assert all((row["status"] == schema.LABELLED) != bool(row["reason"]) for row in found)
+    assert "failed_to_resize" in report.html.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["raccoon", "aquarium"])
+def test_a_short_trial_runs_on_a_real_detection_set(
+    name: str, ray_session: None, test_data: Path, eager_model: Path, tmp_path: Path
+) -> None:
+    job = few_shot()
+    short = replace(job.sweep, shots=(1,), seeds=(3,), max_epochs=1, copies=1, evaluate_every=1)
+    cfg = replace(
+        job, model=eager_model, root=test_data / "detection", datasets=(name,), out=tmp_path / "out", sweep=short
+    )
+    sweep_alone(cfg)
+    trials = read_trials(cfg.out / "sweep")
+    assert [(t.dataset, t.mode, t.shots) for t in trials] == [(name, "zero-shot", 0), (name, "prompt", 1)]
+    assert all(0 <= t.ap <= 100 for t in trials)
