@@ -79,7 +79,8 @@ def _run(job: Callable[[Config], object], config: Config, program: str, verbose:
     try:
         config.check()
         with ray_session(verbose=verbose):
-            job(config)
+            outcome = job(config)
+        print(outcome)
     except KeyboardInterrupt:
         print("interrupted; give the same command again to go on", file=sys.stderr)
         return 130

@@ -115,7 +115,7 @@ def nano_training() -> PretrainConfig:
         model=nano(),
         ingest=IngestConfig(batch_size=16),
         optim=OptimConfig(lr=2e-3, text_lr=1e-4, beta2=0.98, warmup_steps=50, decay="cosine"),
-        num_steps=950,
+        num_steps=800,
     )
 
 

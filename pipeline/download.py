@@ -86,7 +86,7 @@ def download(
     _warn_of_standstill(config)
     with track_dataset(dataset, on_progress or Progress(STAGE), rows_in):
         _write(dataset, out)
-    _number_files(out)
+    shards.number_files(out, "key")
     rows_out, rejects = shards.count_rejects(out, schema.SUCCESS)
     manifest = shards.Manifest(
         stage=STAGE,
@@ -200,10 +200,3 @@ def _warn_of_standstill(config: DownloadConfig) -> None:
 
 def _write(dataset: ray.data.Dataset, out: Path) -> None:
     dataset.write_parquet(str(out.resolve()), schema=schema.IMAGES, **shards.parquet_options(schema.IMAGES))
-
-
-def _number_files(out: Path) -> None:
-    """Name the shards by the order of their keys; Ray's names are random and would make every run differ."""
-    first = {path: pq.read_metadata(path).row_group(0).column(0).statistics.min for path in out.glob("*.parquet")}
-    for number, path in enumerate(sorted(first, key=first.__getitem__)):
-        path.rename(out / f"{number:05d}.parquet")

@@ -4,7 +4,6 @@ Read `demo` from top to bottom and you know the product. Each line is a stage th
 one directory, and is skipped when that directory is already finished, so a killed flow goes on where it stopped.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,9 +31,21 @@ from pipeline.sources.store import store_source
 from pipeline.sweep import SweepConfig, SweepInputs, sweep
 from pipeline.tracking import Run, open_run
 
-logger = logging.getLogger(__name__)
-
 TEACHER, STUDENT = "teacher", "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a job has to show."""
+
+    text: str
+    """For the person who waits: the summary and where everything is."""
+    report: ReportPaths | None = None
+    """Where the report is, if the job writes one."""
+
+    def __str__(self) -> str:
+        """Give the text."""
+        return self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +76,8 @@ class DemoConfig:
         require(out=self.out)
 
 
-def demo(cfg: DemoConfig) -> ReportPaths:
-    """Walk the whole way on the miniature world and return where its report is."""
+def demo(cfg: DemoConfig) -> Outcome:
+    """Walk the whole way on the miniature world."""
     out = cfg.out
     world = build_world(cfg.world, out / "world")
     with open_run(out, "demo", config_hash(asdict(cfg)), asdict(cfg)) as run:
@@ -131,8 +142,8 @@ class CaptionsConfig:
         )
 
 
-def label_captions(cfg: CaptionsConfig) -> ReportPaths:
-    """Turn captioned URLs into grounding shards (``<out>/labels``) and return where the report on them is."""
+def label_captions(cfg: CaptionsConfig) -> Outcome:
+    """Turn captioned URLs into grounding shards in ``<out>/labels``, and report on them."""
     teacher_hash = weights_sha256(cfg.teacher)
     with open_run(cfg.out, "pseudo_label", config_hash([asdict(cfg), teacher_hash]), asdict(cfg)) as run:
         images = fetch_images(cfg.pairs_config, cfg.download, cfg.out, run)
@@ -205,7 +216,7 @@ def report_demo(
     manifests: Sequence[Manifest],
     trainings: Sequence[TrainingRecord],
     results: tuple[Sequence[Score], Sequence[Trial]],
-) -> ReportPaths:
+) -> Outcome:
     """Gather the demo's numbers and pictures, record them, and write the report."""
     scores, trials = results
     world = World(root=cfg.out / "world", config=cfg.world)
@@ -234,13 +245,13 @@ def report_demo(
     return publish(inputs, cfg.out, run)
 
 
-def publish(inputs: ReportInputs, out: Path, run: Run) -> ReportPaths:
-    """Write the report, store it with the run, and show the summary."""
+def publish(inputs: ReportInputs, out: Path, run: Run) -> Outcome:
+    """Write the report and store it with the run."""
     paths = write_report(inputs, out / "report")
     run.artifact(out / "report", "report")
-    shown = f"{summary_table(inputs)}\n\nreport     {paths.html}\nMLflow UI  {ui_command(run.uri)}"
-    logger.info("\n%s", shown)
-    return paths
+    return Outcome(
+        text=f"{summary_table(inputs)}\n\nreport     {paths.html}\nMLflow UI  {ui_command(run.uri)}", report=paths
+    )
 
 
 def record_stage(run: Run, manifest: Manifest) -> None:
@@ -282,7 +293,7 @@ class PretrainJob:
             raise ValueError(f"{len(self.sources)} --sources, but {len(self.copies)} --copies; give one for each")
 
 
-def pretrain_alone(cfg: PretrainJob) -> TrainingRecord:
+def pretrain_alone(cfg: PretrainJob) -> Outcome:
     """Pre-train a model into ``<out>/<name>/model``."""
     copies = cfg.copies or (1,) * len(cfg.sources)
     sources = tuple(SourceConfig(path=path, copies=n) for path, n in zip(cfg.sources, copies, strict=True))
@@ -290,8 +301,7 @@ def pretrain_alone(cfg: PretrainJob) -> TrainingRecord:
     with open_run(cfg.out, "pretrain", config_hash([asdict(cfg), inputs.hashes]), asdict(cfg)) as run:
         record = pretrain(cfg.pretrain, inputs, cfg.out / cfg.name, run)
         run.tags({"model": str(record.model), "inputs": " ".join(inputs.hashes)})
-        logger.info("model      %s\nMLflow UI  %s", record.model, ui_command(run.uri))
-        return record
+        return Outcome(text=f"model      {record.model}\nMLflow UI  {ui_command(run.uri)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,20 +324,16 @@ class EvaluateJob:
         require(model=self.model, annotations=self.annotations, images=self.images, out=self.out)
 
 
-def evaluate_alone(cfg: EvaluateJob) -> list[Score]:
+def evaluate_alone(cfg: EvaluateJob) -> Outcome:
     """Measure a model and record the scores."""
     hashes = {"model": weights_sha256(cfg.model), "annotations": file_sha256(cfg.annotations)}
     with open_run(cfg.out, "evaluate", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
         run.tags(hashes)
         benchmark = Benchmark(name=cfg.annotations.stem, annotations=cfg.annotations, images=cfg.images)
-        scores = evaluate(cfg.evaluate, {cfg.model.parent.name: cfg.model}, [benchmark])
-        for score in scores:
-            run.metrics({"ap": score.ap, "ap50": score.ap50})
-            logger.info(
-                "%s on %s: AP %.1f, AP50 %.1f (%d images)",
-                score.model, score.dataset, score.ap, score.ap50, score.num_images,
-            )  # fmt: skip
-        return scores
+        [score] = evaluate(cfg.evaluate, {cfg.model.parent.name: cfg.model}, [benchmark])
+        run.metrics({"ap": score.ap, "ap50": score.ap50})
+        shown = f"AP {score.ap:.1f}, AP50 {score.ap50:.1f} on {score.num_images} images of {score.dataset}"
+        return Outcome(text=f"{shown}\nMLflow UI  {ui_command(run.uri)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,8 +356,8 @@ class SweepJob:
         require(model=self.model, root=self.root, out=self.out)
 
 
-def sweep_alone(cfg: SweepJob) -> ReportPaths:
-    """Run the sweep and return where its report is."""
+def sweep_alone(cfg: SweepJob) -> Outcome:
+    """Run the sweep and report on it."""
     hashes = {"model": weights_sha256(cfg.model)}
     with open_run(cfg.out, "sweep", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
         inputs = SweepInputs(model=cfg.model, root=cfg.root, datasets=cfg.datasets)

@@ -44,6 +44,8 @@ class Progress:
 
     def line(self, done: int, total: int, note: str = "") -> str:
         """Write the line: ``download      1200/2000  60%  143.0 rows/s  eta 6s``."""
+        if not done:
+            self._started = time.monotonic()  # starting processes is no part of the rate that tells the end
         rate = done / max(time.monotonic() - self._started, 1e-9)
         share = done / total if total else 1.0
         eta = _duration((total - done) / rate) if rate else "?"

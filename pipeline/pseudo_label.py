@@ -6,6 +6,7 @@ Every row given ends in the output: labelled, or rejected with a reason. Boxes a
 
 import io
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import schema
 from pipeline.phrases import PhraseConfig, caption_reason, clean_caption, make_parser
@@ -25,6 +27,8 @@ from pipeline.shards import (
     config_hash,
     count_rejects,
     describe_files,
+    number_files,
+    parquet_options,
     read_manifest,
     write_manifest,
 )
@@ -93,31 +97,17 @@ def pseudo_label(cfg: PseudoLabelConfig, teacher: Path, images: Path, out: Path,
         return done
     started = time.perf_counter()
     provenance = {"teacher": teacher.parent.name, "teacher_sha256": teacher_sha256, "run_id": run_id}
-    quiet_ray_data()
-    dataset = (
-        ray.data.read_parquet(str(images), columns=[c for c in schema.IMAGES.names if not c.startswith("original")])
-        .repartition(target_num_rows_per_block=cfg.rows_per_block)
-        .map_batches(
-            Teacher,
-            fn_constructor_kwargs={"cfg": cfg, "teacher": teacher, "provenance": provenance},
-            batch_size=cfg.batch_size,
-            batch_format="pyarrow",
-            num_cpus=0 if cfg.num_gpus else 1,
-            num_gpus=cfg.num_gpus or None,
-            compute=ActorPoolStrategy(size=cfg.num_teachers),
-            max_restarts=2,
-            max_task_retries=2,
-        )
-    )
+    dataset = _plan(cfg, teacher, images, provenance)
     rows = given.rows_in
     with track_dataset(dataset, Progress(STAGE), rows):
         dataset.write_parquet(
             str(out),
             partition_cols=[OUTCOME],
             min_rows_per_file=cfg.rows_per_block,
-            row_group_size=schema.ROWS_PER_ROW_GROUP,
-            use_dictionary=False,
+            **parquet_options(schema.GROUNDING),
         )
+    for folder in out.glob(f"{OUTCOME}=*"):
+        number_files(folder, "key")
     kept, rejects = count_rejects(out, schema.LABELLED)
     manifest = Manifest(
         stage=STAGE,
@@ -133,6 +123,31 @@ def pseudo_label(cfg: PseudoLabelConfig, teacher: Path, images: Path, out: Path,
     )
     write_manifest(out, manifest)
     return manifest
+
+
+def _plan(cfg: PseudoLabelConfig, teacher: Path, images: Path, provenance: dict[str, str]) -> ray.data.Dataset:
+    quiet_ray_data()
+    with warnings.catch_warnings():
+        # Ray 2.60 wants named options instead of **ray_remote_args, but has no name for the two that bound restarts.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = (
+            ray.data.read_parquet(str(images), columns=[c for c in schema.IMAGES.names if not c.startswith("original")])
+            .repartition(target_num_rows_per_block=cfg.rows_per_block)
+            .map_batches(
+                Teacher,
+                fn_constructor_kwargs={"cfg": cfg, "teacher": teacher, "provenance": provenance},
+                batch_size=cfg.batch_size,
+                batch_format="pyarrow",
+                num_cpus=0 if cfg.num_gpus else 1,
+                num_gpus=cfg.num_gpus or None,
+                compute=ActorPoolStrategy(size=cfg.num_teachers),
+                max_restarts=2,
+                max_task_retries=2,
+            )
+        )
+    # The same inputs give the same files, row for row, whichever teacher is done first.
+    dataset.context.execution_options.preserve_order = True
+    return dataset
 
 
 class Teacher:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -155,6 +156,17 @@ def parquet_files(directory: Path) -> list[Path]:
 def open_rows(directory: Path) -> pads.Dataset:
     """Open all shards of a directory as one data set, without reading them."""
     return pads.dataset([str(path) for path in parquet_files(directory)], format="parquet", partitioning=None)
+
+
+def number_files(folder: Path, column: str) -> None:
+    """Name the shards of one folder by the order of a column; Ray's names are random and differ from run to run."""
+    first = {path: _smallest(path, column) for path in folder.glob("*.parquet")}
+    for number, path in enumerate(sorted(first, key=first.__getitem__)):
+        path.rename(folder / f"{number:05d}.parquet")
+
+
+def _smallest(path: Path, column: str) -> int:
+    return int(pc.min(pq.read_table(path, columns=[column])[column]).as_py())
 
 
 def count_rejects(directory: Path, good: str) -> tuple[int, dict[str, int]]:

@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 from glipv2.checkpoint import load
 from glipv2.inference.predictor import Prediction, Predictor
 from pipeline import schema
+from pipeline.download import STAGE as DOWNLOAD
 from pipeline.evaluate import Benchmark, category_prompt, open_image, read_annotations
 from pipeline.pretrain import HISTORY, TrainingRecord
 from pipeline.quality import measure_labels
@@ -49,12 +50,17 @@ def hardware() -> str:
 
 
 def stage(manifest: Manifest, run: Run) -> Stage:
-    """Tell a stage's account; reused if another run made the directory."""
+    """Tell a stage's account; reused if another run made the directory.
+
+    Failed downloads travel on to the labels, so that one place holds every row. They are told once, where they failed.
+    """
+    failed = (f"{schema.FAILED_TO_DOWNLOAD}:", f"{schema.FAILED_TO_RESIZE}:")
+    carried = {} if manifest.stage == DOWNLOAD else {r: n for r, n in manifest.rejects.items() if r.startswith(failed)}
     return Stage(
         name=manifest.stage,
-        rows_in=manifest.rows_in,
+        rows_in=manifest.rows_in - sum(carried.values()),
         rows_out=manifest.rows_out,
-        rejects=manifest.rejects,
+        rejects={reason: count for reason, count in manifest.rejects.items() if reason not in carried},
         seconds=manifest.seconds,
         reused=bool(manifest.run_id) and manifest.run_id != run.run_id,
     )

@@ -38,8 +38,8 @@ def test_the_whole_way_ends_well_and_says_where_the_results_are(
 ) -> None:
     out, ended = walked
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert str(out / "report" / "report.html") in ended.stderr
-    assert f"mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}" in ended.stderr
+    assert str(out / "report" / "report.html") in ended.stdout
+    assert f"mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}" in ended.stdout
 
 
 def test_every_stage_accounts_for_its_rows(walked: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

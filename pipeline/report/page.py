@@ -60,7 +60,8 @@ def _header(report: Report, body: str) -> str:
     inputs = report.inputs
     facts = " · ".join(escape(fact) for fact in (inputs.created, inputs.hardware, inputs.git_commit[:12]) if fact)
     tiles = "".join(
-        f'<div class="tile"><dt>{escape(t.label)}</dt><dd><b>{escape(t.value)}</b><span>{escape(t.note)}</span></dd></div>'
+        f'<div class="tile"><dt>{escape(t.label)}</dt>'
+        f"<dd><b>{escape(t.value)}</b><span>{escape(t.note)}</span></dd></div>"
         for t in report.tiles
     )
     headings = re.findall(r'<section id="([\w-]+)"><h2>([^<]+)</h2>', body)

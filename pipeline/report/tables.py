@@ -139,8 +139,8 @@ def score_table(scores: list[Score]) -> Table:
         here = [score for score in scores if score.dataset == dataset]
         rows += [[dataset, s.model, *map(percent, _values(s)), count(s.num_images)] for s in here]
         reference = next((score for score in here if score.model == scores[0].model), None)
-        for score in here if reference else []:
-            if score.model != scores[0].model:
+        for score in here:
+            if reference is not None and score.model != scores[0].model:
                 pairs = zip(_values(score), _values(reference), strict=True)
                 rows.append([dataset, f"{score.model} − {scores[0].model}", *itertools.starmap(difference, pairs), ""])
     return Table(

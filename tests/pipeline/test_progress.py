@@ -30,6 +30,15 @@ def test_the_line_says_how_far_how_fast_and_how_long(monkeypatch: pytest.MonkeyP
     assert progress.line(1200, 2000, "97% ok").endswith("eta 5s  97% ok")
 
 
+def test_the_time_before_the_first_row_does_not_slow_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    progress = Progress("teacher", unit="steps")
+    clock.now += 30
+    progress.line(0, 100)
+    clock.now += 10
+    assert "2.0 steps/s  eta 40s" in progress.line(20, 100)
+
+
 @pytest.mark.parametrize(("done", "eta"), [(0, "?"), (1, "16m39s"), (1000, "0s")])
 def test_the_time_left_has_readable_units(monkeypatch: pytest.MonkeyPatch, done: int, eta: str) -> None:
     clock = Clock(monkeypatch)

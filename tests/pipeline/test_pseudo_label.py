@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,13 @@ def test_every_label_says_where_it_came_from(labelled: tuple[Manifest, Path]) ->
 
 def test_the_same_labels_are_not_made_twice(labelled: tuple[Manifest, Path], images: Path, eager_model: Path) -> None:
     assert pseudo_label(LABEL, eager_model, images, labelled[1]) == labelled[0]
+
+
+def test_the_same_inputs_give_the_same_files_row_for_row(
+    labelled: tuple[Manifest, Path], images: Path, eager_model: Path, tmp_path: Path
+) -> None:
+    again = pseudo_label(replace(LABEL, num_teachers=2), eager_model, images, tmp_path / "again", "run")
+    assert again.content_hash == labelled[0].content_hash
 
 
 def test_another_threshold_is_not_mixed_into_the_same_output(

@@ -36,7 +36,7 @@ def test_every_photo_and_every_hostile_file_ends_labelled_or_rejected(
     with serve_folder(test_data) as base:
         lines = "".join(f"{caption}\t{base}/{file}\n" for caption, file in given)
         cfg.pairs.write_text("caption\turl\n" + lines, encoding="utf-8")
-        report = label_captions(cfg)
+        report = label_captions(cfg).report
     images, labels = read_manifest(cfg.out / "images"), read_manifest(cfg.out / "labels")
     assert images is not None
     assert labels is not None
@@ -46,6 +46,7 @@ def test_every_photo_and_every_hostile_file_ends_labelled_or_rejected(
     found = open_rows(cfg.out / "labels").to_table(["key", "status", "reason"]).to_pylist()
     assert sorted(row["key"] for row in found) == list(range(len(given)))
     assert all((row["status"] == schema.LABELLED) != bool(row["reason"]) for row in found)
+    assert report is not None
     assert "failed_to_resize" in report.html.read_text(encoding="utf-8")
 
 
