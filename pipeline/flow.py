@@ -19,7 +19,7 @@ from pipeline.miniature.grammar import vocabulary as miniature_words
 from pipeline.miniature.server import serve
 from pipeline.miniature.world import World, build_world
 from pipeline.paths import NOT_GIVEN, require
-from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, pretrain
+from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, pretrain, read_record
 from pipeline.pseudo_label import PseudoLabelConfig, pseudo_label
 from pipeline.report import ReportInputs, ReportPaths, Score, Trial, summary_table, write_report
 from pipeline.selection import SelectionConfig
@@ -80,14 +80,14 @@ def demo(cfg: DemoConfig) -> Outcome:
     """Walk the whole way on the miniature world."""
     out = cfg.out
     world = build_world(cfg.world, out / "world")
-    with open_run(out, "demo", config_hash(asdict(cfg)), asdict(cfg)) as run:
+    # The web is up from the start: a port that is taken should not be news after the teacher's training.
+    with serve(world, cfg.world.port), open_run(out, "demo", config_hash(asdict(cfg)), asdict(cfg)) as run:
         words = write_vocabulary(out / "vocab.txt")
         boxes, gold = store_human_labels(world, out)
         human = (SourceConfig(path=out / "objects365"), SourceConfig(path=out / "gold"))
 
         teacher = train(cfg.pretrain, TrainingInputs(name=TEACHER, sources=human, vocabulary=words), out, run)
-        with serve(world, cfg.world.port):
-            images = fetch_images(PairsConfig(path=world.web_pairs), cfg.download, out, run)
+        images = fetch_images(PairsConfig(path=world.web_pairs), cfg.download, out, run)
         labels = pseudo_label(cfg.label, teacher.model, out / "images", out / "labels", run.run_id)
         record_stage(run, labels)
         captions = SourceConfig(path=out / "labels", copies=cfg.caption_copies)
@@ -170,6 +170,8 @@ def fetch_images(pairs: PairsConfig, cfg: DownloadConfig, out: Path, run: Run) -
 
 def train(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -> TrainingRecord:
     """Train a model into ``<out>/<name>``, as a run of its own inside the job's."""
+    if (record := read_record(out / inputs.name)) is not None:
+        return pretrain(cfg, inputs, out / inputs.name, Run(run.uri, record.run_id))
     child = run.child(inputs.name, inputs.name, {**asdict(cfg), "sources": [str(s.path) for s in inputs.sources]})
     record = pretrain(cfg, inputs, out / inputs.name, child)
     child.tags({"model": str(record.model), "inputs": " ".join(inputs.hashes)})

@@ -60,7 +60,7 @@ class PseudoLabelConfig:
     threads_per_teacher: int = 1
     """CPU threads per teacher."""
     rows_per_block: int = 128
-    """Rows that travel together, and rows per shard."""
+    """Rows that travel together, and rows of a shard, labelled and rejected ones counted together."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -100,12 +100,7 @@ def pseudo_label(cfg: PseudoLabelConfig, teacher: Path, images: Path, out: Path,
     dataset = _plan(cfg, teacher, images, provenance)
     rows = given.rows_in
     with track_dataset(dataset, Progress(STAGE), rows):
-        dataset.write_parquet(
-            str(out),
-            partition_cols=[OUTCOME],
-            min_rows_per_file=cfg.rows_per_block,
-            **parquet_options(schema.GROUNDING),
-        )
+        dataset.write_parquet(str(out), partition_cols=[OUTCOME], **parquet_options(schema.GROUNDING))
     for folder in out.glob(f"{OUTCOME}=*"):
         number_files(folder, "key")
     kept, rejects = count_rejects(out, schema.LABELLED)
@@ -131,7 +126,7 @@ def _plan(cfg: PseudoLabelConfig, teacher: Path, images: Path, provenance: dict[
         # Ray 2.60 wants named options instead of **ray_remote_args, but has no name for the two that bound restarts.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = (
-            ray.data.read_parquet(str(images), columns=[c for c in schema.IMAGES.names if not c.startswith("original")])
+            ray.data.read_parquet(str(images))
             .repartition(target_num_rows_per_block=cfg.rows_per_block)
             .map_batches(
                 Teacher,
@@ -144,6 +139,7 @@ def _plan(cfg: PseudoLabelConfig, teacher: Path, images: Path, provenance: dict[
                 max_restarts=2,
                 max_task_retries=2,
             )
+            .repartition(target_num_rows_per_block=cfg.rows_per_block)
         )
     # The same inputs give the same files, row for row, whichever teacher is done first.
     dataset.context.execution_options.preserve_order = True

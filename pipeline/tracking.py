@@ -148,8 +148,9 @@ def _experiment(uri: str, home: Path) -> str:
 
 def _find_or_create(uri: str, experiment: str, name: str, key: str, tags: dict[str, str]) -> Run:
     client = _client(uri)
-    query = f"tags.`{JOB_KEY}` = '{key}' and attributes.status != 'FINISHED'"
-    found = client.search_runs([experiment], filter_string=query, max_results=1)
+    # A finished job given again is a new run; a child belongs to its parent whether finished or not.
+    unfinished = "" if PARENT in tags else " and attributes.status != 'FINISHED'"
+    found = client.search_runs([experiment], filter_string=f"tags.`{JOB_KEY}` = '{key}'{unfinished}", max_results=1)
     if found:
         run_id = str(found[0].info.run_id)
         client.update_run(run_id, status="RUNNING")

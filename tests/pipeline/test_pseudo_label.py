@@ -8,7 +8,7 @@ from pipeline.download import DownloadConfig, download
 from pipeline.miniature.server import serve
 from pipeline.miniature.world import World
 from pipeline.pseudo_label import PseudoLabelConfig, pseudo_label
-from pipeline.shards import Manifest, open_rows, read_manifest
+from pipeline.shards import Manifest, open_rows, parquet_files, read_manifest
 from pipeline.sources.pairs import PairsConfig, import_pairs
 
 pytestmark = pytest.mark.ray
@@ -84,7 +84,9 @@ def test_every_label_says_where_it_came_from(labelled: tuple[Manifest, Path]) ->
 
 
 def test_the_same_labels_are_not_made_twice(labelled: tuple[Manifest, Path], images: Path, eager_model: Path) -> None:
-    assert pseudo_label(LABEL, eager_model, images, labelled[1]) == labelled[0]
+    before = [path.stat().st_mtime_ns for path in parquet_files(labelled[1])]
+    assert pseudo_label(LABEL, eager_model, images, labelled[1]).files == labelled[0].files
+    assert [path.stat().st_mtime_ns for path in parquet_files(labelled[1])] == before
 
 
 def test_the_same_inputs_give_the_same_files_row_for_row(
