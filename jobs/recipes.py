@@ -28,7 +28,9 @@ def demo() -> DemoConfig:
         world=demo_size(),
         download=DownloadConfig(image_size_px=128),
         label=PseudoLabelConfig(source="web", num_teachers=2),
-        pretrain=nano_training(),
+        teacher=nano_training(),
+        student=student_training(),
+        caption_copies=2,
         evaluate=EvaluateConfig(),
         sweep=nano_sweep(),
         sweep_datasets=("FishTank", "LoneHearts", "NightMoons"),
@@ -44,7 +46,8 @@ def smoke() -> DemoConfig:
     return replace(
         whole,
         world=test_size(),
-        pretrain=replace(whole.pretrain, num_steps=8, checkpoint_every=4, log_every=2),
+        teacher=replace(whole.teacher, num_steps=8, checkpoint_every=4, log_every=2),
+        student=replace(whole.student, num_steps=4, checkpoint_every=4, log_every=2),
         label=replace(whole.label, min_score=0.05),
         sweep=replace(whole.sweep, shots=(1,), seeds=(3,), max_epochs=2),
         sweep_datasets=("LoneHearts",),
@@ -115,8 +118,14 @@ def nano_training() -> PretrainConfig:
         model=nano(),
         ingest=IngestConfig(batch_size=16),
         optim=OptimConfig(lr=2e-3, text_lr=1e-4, beta2=0.98, warmup_steps=50, decay="cosine"),
-        num_steps=800,
+        num_steps=700,
     )
+
+
+def student_training() -> PretrainConfig:
+    """Continue from a trained nano model at half its rate."""
+    start = nano_training()
+    return replace(start, optim=replace(start.optim, lr=1e-3), num_steps=450)
 
 
 def nano_sweep() -> SweepConfig:

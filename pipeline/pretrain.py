@@ -31,6 +31,7 @@ from glipv2.text.tokenizer import WordPiece
 from glipv2.train import OptimConfig, backward, make_optimizer, make_schedule, update
 from pipeline.board import follow
 from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet
+from pipeline.paths import NOT_GIVEN
 from pipeline.progress import Progress
 from pipeline.shards import config_hash, file_sha256, plain, read_manifest, write_atomically
 from pipeline.tracking import Run
@@ -95,6 +96,8 @@ class TrainingInputs:
     """The mixture."""
     vocabulary: Path
     """``vocab.txt`` of the tokenizer, absolute."""
+    init: Path = NOT_GIVEN
+    """Model folder to start from, of the same size and vocabulary; without it training starts from nothing."""
 
     @property
     def hashes(self) -> list[str]:
@@ -111,7 +114,7 @@ class TrainingInputs:
             if manifest is None:
                 raise ValueError(f"{source.path} holds no finished shards (no manifest.json); finish their stage first")
             found.append(f"{manifest.content_hash} x {source.copies}")
-        return found
+        return found if self.init == NOT_GIVEN else [*found, checkpoint.weights_sha256(self.init)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +229,8 @@ def _train_loop(loop: dict[str, Any]) -> None:
     size = replace(cfg.model, vocab_size=len(tokenizer.vocabulary))
     data = TrainingSet(inputs.sources, cfg.ingest, size, tokenizer, (rank, world))
     model = GLIPv2(size).to(device)
+    if inputs.init != NOT_GIVEN:
+        model.load_state_dict(checkpoint.load(inputs.init)[0].state_dict())
     optimizer = make_optimizer(model, cfg.optim)
     schedule = make_schedule(optimizer, cfg.optim, cfg.num_steps)
     step, before = _resume(model, optimizer, schedule)

@@ -21,9 +21,9 @@ def test_every_recipe_builds_and_explains_itself(name: str) -> None:
 
 
 def test_a_flag_changes_one_value_of_a_recipe() -> None:
-    changed = cli.parse(recipes.DEMOS, ["smoke", "--out", "/x", "--pretrain.optim.lr", "0.5"], "prog")
+    changed = cli.parse(recipes.DEMOS, ["smoke", "--out", "/x", "--teacher.optim.lr", "0.5"], "prog")
     assert isinstance(changed, DemoConfig)
-    assert changed.pretrain.optim.lr == 0.5
+    assert changed.teacher.optim.lr == 0.5
     assert changed.out == Path("/x")
 
 
@@ -32,9 +32,9 @@ def test_a_flag_changes_one_value_of_a_recipe() -> None:
     [
         ([], "no recipe given; allowed: demo, smoke"),
         (["smok"], "unknown recipe 'smok'; allowed: demo, smoke"),
-        (["smoke", "--pretrain.optim.lrr", "3"], "--pretrain.optim.lr "),
-        (["smoke", "--pretrain.num-steps", "many"], "--pretrain.num-steps"),
-        (["smoke", "--pretrain.num-steps", "0"], "num_steps is 0; give at least 1"),
+        (["smoke", "--teacher.optim.lrr", "3"], "--teacher.optim.lr "),
+        (["smoke", "--teacher.num-steps", "many"], "--teacher.num-steps"),
+        (["smoke", "--teacher.num-steps", "0"], "num_steps is 0; give at least 1"),
     ],
 )
 def test_misuse_is_one_line_and_exit_code_2(
