@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from PIL import Image, ImageOps
 
+from glipv2.checkpoint import load, weights_sha256
 from glipv2.evaluation.coco import AveragePrecision, average_precision, mean_of
 from glipv2.inference.predictor import Prediction, Predictor
 from glipv2.text.prompts import Prompt, build_prompt
 from pipeline.report.inputs import Score
+from pipeline.shards import config_hash, file_sha256, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +41,33 @@ class EvaluateConfig:
     """CPU threads per evaluation."""
 
 
-def evaluate(cfg: EvaluateConfig, models: dict[str, Path], benchmarks: Sequence[Benchmark]) -> list[Score]:
-    """Measure every model on every benchmark, as many at a time as the cluster has room for."""
+def evaluate(cfg: EvaluateConfig, models: dict[str, Path], benchmarks: Sequence[Benchmark], out: Path) -> list[Score]:
+    """Measure every model on every benchmark, as many models at a time as the cluster has room for.
+
+    Scores are kept in ``<out>/scores.json``: the same models on the same annotations are not measured twice.
+    """
+    pins = [[name, weights_sha256(model)] for name, model in models.items()]
+    wanted = config_hash([asdict(cfg), pins, [[b.name, file_sha256(b.annotations)] for b in benchmarks]])
+    path = out / "scores.json"
+    if path.exists() and (saved := json.loads(path.read_text(encoding="utf-8")))["hash"] == wanted:
+        return [Score(**score) for score in saved["scores"]]
     task = ray.remote(num_cpus=0 if cfg.num_gpus else 1, num_gpus=cfg.num_gpus, max_retries=2)(_evaluate)
-    waiting = [task.remote(cfg, name, model, b) for name, model in models.items() for b in benchmarks]
-    scores: list[Score] = ray.get(waiting)
+    waiting = [task.remote(cfg, name, model, benchmarks) for name, model in models.items()]
+    scores = [score for found in ray.get(waiting) for score in found]
+    write_atomically(path, json.dumps({"hash": wanted, "scores": [asdict(score) for score in scores]}, indent=1))
     return scores
 
 
-def _evaluate(cfg: EvaluateConfig, name: str, model: Path, benchmark: Benchmark) -> Score:
+def _evaluate(cfg: EvaluateConfig, name: str, model: Path, benchmarks: Sequence[Benchmark]) -> list[Score]:
     import torch
-
-    from glipv2.checkpoint import load
 
     torch.set_num_threads(cfg.threads)
     network, tokenizer = load(model, "cuda" if cfg.num_gpus else "cpu")
-    result, found = measure(Predictor(network, tokenizer), benchmark, cfg.batch_size)
+    predictor = Predictor(network, tokenizer)
+    return [_score(name, benchmark, *measure(predictor, benchmark, cfg.batch_size)) for benchmark in benchmarks]
+
+
+def _score(name: str, benchmark: Benchmark, result: AveragePrecision, found: dict[int, Prediction]) -> Score:
     groups = _groups(benchmark.annotations)
     return Score(
         model=name,

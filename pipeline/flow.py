@@ -96,7 +96,7 @@ def demo(cfg: DemoConfig) -> Outcome:
         more = TrainingInputs(name=STUDENT, sources=(*human, captions), vocabulary=words, init=teacher.model)
         student = train(cfg.student, more, out, run)
 
-        scores = evaluate(cfg.evaluate, {r.name: r.model for r in (teacher, student)}, benchmarks(world))
+        scores = evaluate(cfg.evaluate, {r.name: r.model for r in (teacher, student)}, benchmarks(world), out)
         transfer = SweepInputs(model=student.model, root=world.odinw, datasets=cfg.sweep_datasets)
         trials = sweep(cfg.sweep, transfer, out / "sweep", run)
         return report_demo(cfg, run, [boxes, gold, images, labels], [teacher, student], (scores, trials))
@@ -339,7 +339,7 @@ def evaluate_alone(cfg: EvaluateJob) -> Outcome:
     with open_run(cfg.out, "evaluate", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
         run.tags(hashes)
         benchmark = Benchmark(name=cfg.annotations.stem, annotations=cfg.annotations, images=cfg.images)
-        [score] = evaluate(cfg.evaluate, {cfg.model.parent.name: cfg.model}, [benchmark])
+        [score] = evaluate(cfg.evaluate, {cfg.model.parent.name: cfg.model}, [benchmark], cfg.out)
         run.metrics({"ap": score.ap, "ap50": score.ap50})
         shown = f"AP {score.ap:.1f}, AP50 {score.ap50:.1f} on {score.num_images} images of {score.dataset}"
         return Outcome(text=f"{shown}\nMLflow UI  {ui_command(run.uri)}")

@@ -30,10 +30,14 @@ class Progress:
         self._every_s = every_s
         self._started = time.monotonic()
         self._logged = self._started
+        self._ended = False
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Show how far the stage is; the last line (``done == total``) is always shown."""
+        if self._ended:
+            return
         line = self.line(done, total, note)
+        self._ended = done >= total
         now, finished = time.monotonic(), done >= total
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{line}\x1b[K" + "\n" * finished)

@@ -95,6 +95,7 @@ def open_run(home: Path, job: str, key: str, config: Mapping[str, object]) -> It
         key: what the job does, as a hash: an unfinished run of the same key is continued.
         config: resolved configuration, recorded as parameters.
     """
+    home.mkdir(parents=True, exist_ok=True)
     uri = tracking_uri(home)
     run = _find_or_create(uri, _experiment(uri, home), job, f"{home}/{key}", {"glipv2.job": job})
     run.tags({"mlflow.source.git.commit": git_commit(), "mlflow.user": os.environ.get("USER", "")})

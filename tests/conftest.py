@@ -102,16 +102,20 @@ def serve() -> Iterator[Callable[[dict[str, Route]], str]]:
         server.socket.close()  # not server_close(), which would wait for the slow answers too
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def free_port() -> int:
+    return _free_port()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(replace(config.test_size(), port=_free_port()), tmp_path_factory.mktemp("miniature"))
+
+
+def _free_port() -> int:
     with socket.socket() as probe:  # a port of its own, so that test sessions side by side do not meet
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> World:
-    return build_world(replace(config.test_size(), port=free_port), tmp_path_factory.mktemp("miniature"))
 
 
 @pytest.fixture(scope="session")

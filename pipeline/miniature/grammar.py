@@ -165,7 +165,7 @@ def _describe(rng: Random, things: Sequence[Thing], group: tuple[int, ...], *, d
     novel = look.noun in NOVEL_NOUNS
     says_colour = rng.random() < (0.92 if novel else 0.8)
     says_texture = rng.random() < (0.1 if look.texture == "plain" else 0.8)
-    says_size = rng.random() < 0.35
+    says_size = rng.random() < 0.35 and look.size != ""  # what is not said tells nothing apart
 
     def fits(other: Look) -> bool:
         return (

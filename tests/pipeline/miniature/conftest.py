@@ -8,7 +8,7 @@ from pipeline.miniature.server import serve
 from pipeline.miniature.world import World
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base_url(world: World) -> Iterator[str]:
     with serve(world, world.config.port) as base:
         yield base
