@@ -15,7 +15,9 @@ export UV_COMPILE_BYTECODE := 1
 setup: .venv/.ready
 
 $(UV):
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --upgrade --target .tools/uv uv==$(UV_VERSION)
+	$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .tools/pip
+	$$([ -x .tools/pip/bin/python ] && echo .tools/pip/bin/python || echo $(PYTHON)) -m pip install --quiet \
+	  --disable-pip-version-check --root-user-action ignore --upgrade --target .tools/uv uv==$(UV_VERSION)
 
 .venv/.ready: requirements.lock pyproject.toml | $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
