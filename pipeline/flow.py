@@ -23,7 +23,7 @@ from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, pr
 from pipeline.pseudo_label import PseudoLabelConfig, pseudo_label
 from pipeline.report import ReportInputs, ReportPaths, Score, Trial, summary_table, write_report
 from pipeline.selection import SelectionConfig
-from pipeline.shards import Manifest, config_hash, file_sha256, write_atomically
+from pipeline.shards import MANIFEST_NAME, Manifest, config_hash, file_sha256, write_atomically
 from pipeline.sources.coco import CocoSource, categories, read_coco
 from pipeline.sources.mdetr import read_mdetr
 from pipeline.sources.pairs import PairsConfig, import_pairs
@@ -86,12 +86,14 @@ def demo(cfg: DemoConfig) -> Outcome:
     with serve(world, cfg.world.port), open_run(out, "demo", config_hash(asdict(cfg)), asdict(cfg)) as run:
         words = write_vocabulary(out / "vocab.txt")
         boxes, gold = store_human_labels(world, out)
+        for manifest, name in ((boxes, "objects365"), (gold, "gold")):
+            record_stage(run, manifest, out / name)
         human = (SourceConfig(path=out / "objects365"), SourceConfig(path=out / "gold"))
 
         teacher = train(cfg.teacher, TrainingInputs(name=TEACHER, sources=human, vocabulary=words), out, run)
         images = fetch_images(PairsConfig(path=world.web_pairs), cfg.download, out, run)
         labels = pseudo_label(cfg.label, teacher.model, out / "images", out / "labels", run.run_id)
-        record_stage(run, labels)
+        record_stage(run, labels, out / "labels")
         captions = SourceConfig(path=out / "labels", copies=cfg.caption_copies)
         more = TrainingInputs(name=STUDENT, sources=(*human, captions), vocabulary=words, init=teacher.model)
         student = train(cfg.student, more, out, run)
@@ -149,13 +151,16 @@ def label_captions(cfg: CaptionsConfig) -> Outcome:
     with open_run(cfg.out, "pseudo_label", config_hash([asdict(cfg), teacher_hash]), asdict(cfg)) as run:
         images = fetch_images(cfg.pairs_config, cfg.download, cfg.out, run)
         labels = pseudo_label(cfg.label, cfg.teacher, cfg.out / "images", cfg.out / "labels", run.run_id)
-        record_stage(run, labels)
+        record_stage(run, labels, cfg.out / "labels")
         inputs = ReportInputs(
             **summary.header(f"Pseudo-labels for {cfg.pairs.name}", run, asdict(cfg)),
             input_hashes={**images.inputs, **labels.inputs},
             stages=[summary.stage(m, run) for m in (images, labels)],
             pictures=summary.label_pictures(cfg.out / "labels", cfg.selection, cfg.num_pictures),
-            limits=["No truth is known for these images: the boxes are as good as the teacher, look at the pictures."],
+            limits=[
+                "No truth is known for these images: the boxes are as good as the teacher. Look at the pictures.",
+                "A nano teacher has seen nothing but drawn shapes: on photographs its boxes are poor.",
+            ],
         )
         return publish(inputs, cfg.out, run)
 
@@ -165,7 +170,7 @@ def fetch_images(pairs: PairsConfig, cfg: DownloadConfig, out: Path, run: Run) -
     out.mkdir(parents=True, exist_ok=True)
     import_pairs(pairs, out / "pairs.parquet")
     manifest = download(cfg, out / "pairs.parquet", out / "images", run_id=run.run_id)
-    record_stage(run, manifest)
+    record_stage(run, manifest, out / "images")
     return manifest
 
 
@@ -261,12 +266,13 @@ def publish(inputs: ReportInputs, out: Path, run: Run) -> Outcome:
     )
 
 
-def record_stage(run: Run, manifest: Manifest) -> None:
-    """Record both sides of a stage's account: metrics for comparing runs, the manifest for everything else."""
+def record_stage(run: Run, manifest: Manifest, folder: Path) -> None:
+    """Record both sides of a stage's account: metrics for comparing runs, the manifest itself for everything else."""
     numbers = {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "seconds": manifest.seconds}
     rejects = {f"rejects/{reason.replace(':', '/')}": count for reason, count in manifest.rejects.items()}
     run.metrics({f"{manifest.stage}/{key}": float(value) for key, value in {**numbers, **rejects}.items()})
-    run.tags({f"manifest.{manifest.stage}": manifest.content_hash})
+    run.tags({f"content_hash.{folder.name}": manifest.content_hash})
+    run.artifact(folder / MANIFEST_NAME, f"manifests/{folder.name}")
 
 
 def ui_command(uri: str) -> str:
