@@ -131,6 +131,11 @@ class TrainingSet(Dataset[Batch]):
         if not self.samples:
             raise ValueError(f"no sample with a box in {[str(s.path) for s in sources]}; look at their manifests")
 
+    @property
+    def num_different(self) -> int:
+        """Samples of the mixture, copies not counted."""
+        return len({row["sample_id"] for row, _ in self.samples})
+
     def __getitem__(self, step: int) -> Batch:
         """Make this worker's part of global batch ``step``."""
         first = step * self.cfg.batch_size + self.rank

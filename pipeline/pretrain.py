@@ -251,7 +251,7 @@ def _train_loop(loop: dict[str, Any]) -> None:
             loop["board"].post.remote(step, f"loss {values['loss']:.3f}")
             loop["run"].metrics(values, step)
         if step % cfg.checkpoint_every == 0 or last:
-            metrics = {**values, "step": step, "seconds": seconds, "train_images": len(data.samples)}
+            metrics = {**values, "step": step, "seconds": seconds, "train_images": data.num_different}
             state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "seconds": seconds}
             _report(metrics, {**state, "step": step}, (model, tokenizer) if rank == 0 else None)
 

@@ -47,6 +47,7 @@ def detection(number: int, **changes: Any) -> dict[str, Any]:
 
 def caption(**changes: Any) -> dict[str, Any]:
     changed = {
+        "sample_id": "web/train/0",
         "kind": schema.CAPTION,
         "text": CAPTION,
         "phrases": [RING, STAR],
@@ -101,7 +102,8 @@ def test_an_epoch_sees_every_sample_once_and_the_next_one_in_another_order(boxes
 def test_copies_repeat_a_source_and_zero_leaves_it_out(boxes: SourceConfig, tmp_path: Path) -> None:
     captions = store(tmp_path / "captions", [caption()])
     cfg = IngestConfig(batch_size=1)
-    assert len(TrainingSet([boxes, replace(captions, copies=3)], cfg, MODEL, TOKENIZER).samples) == 13
+    tripled = TrainingSet([boxes, replace(captions, copies=3)], cfg, MODEL, TOKENIZER)
+    assert (len(tripled.samples), tripled.num_different) == (13, 11)
     assert len(TrainingSet([boxes, replace(captions, copies=0)], cfg, MODEL, TOKENIZER).samples) == 10
 
 
