@@ -1,6 +1,7 @@
 """Model sizes as data (GLIPv2 Table 8 and appendix C; numbers of the public GLIP where the paper is silent)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,8 @@ class ModelConfig:
     """Attention heads per stage."""
     swin_window: int
     """Window side in positions."""
+    swin_conv_embed: bool
+    """Overlapping convolutions instead of patch embedding and patch merging (CoSwin, of Florence)."""
     swin_drop_path: float
     """Largest stochastic depth rate (training only); grows linearly over the blocks."""
     channels: int
@@ -24,8 +27,10 @@ class ModelConfig:
     """DropBlock probability on the maps feeding P3 and P4 (training only; the reference uses 0.3)."""
 
     # Text encoder
+    text_encoder: Literal["bert", "clip"]
+    """``bert``: post-norm, WordPiece; ``clip``: pre-norm, byte-pair encoding."""
     vocab_size: int
-    """Entries of the WordPiece vocabulary."""
+    """Entries of the vocabulary."""
     text_dim: int
     """Width of the text encoder and of the text layers in the tower."""
     text_layers: int
@@ -45,6 +50,8 @@ class ModelConfig:
     # Tower and head
     num_blocks: int
     """Blocks of {fusion, text layer, dynamic convolution}."""
+    deep_fusion: bool
+    """Without it a block is only its dynamic convolution: image and text first meet in the head (GLIP-T (A))."""
     fusion_dim: int
     """Width of the joint embedding of the fusion, all heads together."""
     fusion_heads: int
@@ -55,6 +62,14 @@ class ModelConfig:
     """Groups of the GroupNorm after each deformable convolution."""
     anchor_scale: float
     """Side of the square anchor in strides. The released models use 8; small pictures do better with 4."""
+
+    # Heads that only training uses
+    contrast: Literal["none", "paper", "reference"]
+    """Inter-image contrast (L_inter): words before the fusion as the paper has it, or the reference's fused ones."""
+    contrast_dim: int
+    """Width of the space in which regions and words of different images are compared."""
+    word_head: bool
+    """Predict masked words from the fused text (L_mlm)."""
 
     # Images
     min_size_px: int
@@ -89,9 +104,11 @@ def nano(vocab_size: int = 30522) -> ModelConfig:
         swin_depths=(1, 1, 2, 1),
         swin_num_heads=(2, 4, 4, 8),
         swin_window=8,
+        swin_conv_embed=False,
         swin_drop_path=0.0,
         channels=64,
         fpn_drop_block=0.0,
+        text_encoder="bert",
         vocab_size=vocab_size,
         text_dim=64,
         text_layers=2,
@@ -101,11 +118,15 @@ def nano(vocab_size: int = 30522) -> ModelConfig:
         text_dropout=0.0,
         word_init_std=0.2,
         num_blocks=1,
+        deep_fusion=True,
         fusion_dim=128,
         fusion_heads=4,
         fusion_dropout=0.0,
         group_norm_groups=16,
         anchor_scale=4.0,
+        contrast="none",
+        contrast_dim=32,
+        word_head=False,
         min_size_px=128,
         max_size_px=128,
         pad_multiple_px=32,

@@ -12,6 +12,9 @@ from glipv2.model.boxes import to_inclusive
 from glipv2.text.positive_map import positive_map, tokens_of_span
 from glipv2.text.tokenizer import CharSpan, Encoding, WordPiece
 
+NOT_PREDICTED = -100
+"""Cross-entropy ignores this label by default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingSample:
@@ -27,6 +30,12 @@ class GroundingSample:
     """Per box, the ``[begin, end)`` character spans it is positive for."""
     unknown: list[CharSpan] = field(default_factory=list)
     """Spans that may well be in the picture but have no box: their tokens are left out of the loss."""
+    categories: list[int] = field(default_factory=list)
+    """Per box its category in the global vocabulary; empty for a sentence."""
+    category_spans: dict[int, CharSpan] = field(default_factory=dict)
+    """For a detection prompt, the span of every category in it, present and absent; empty for a sentence."""
+    seed: int = 0
+    """Decides which words are masked; from (epoch, sample id), so that a resumed run masks the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,8 @@ class Target:
     """Inclusive pixels (`glipv2.model.boxes`)."""
     positive_map: Float[Tensor, "n t"]
     """1 on each box's tokens."""
+    categories: Int[Tensor, " n"]
+    """Per box its category in the global vocabulary, -1 if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,10 @@ class Batch:
     """1 on valid tokens."""
     loss_mask: Bool[Tensor, "b t"]
     """Tokens that count in the loss: valid and not unknown."""
+    token_categories: Int[Tensor, "b t"]
+    """Per token the category whose name it belongs to; -1 outside names, and everywhere in a sentence."""
+    masked_words: Int[Tensor, "b t"]
+    """The true id of every masked word that is to be predicted, `NOT_PREDICTED` elsewhere."""
     targets: tuple[Target, ...]
     """One per image."""
 
@@ -61,8 +76,15 @@ class Batch:
             ids=self.ids.to(device),
             mask=self.mask.to(device),
             loss_mask=self.loss_mask.to(device),
+            token_categories=self.token_categories.to(device),
+            masked_words=self.masked_words.to(device),
             targets=tuple(
-                Target(boxes_xyxy=t.boxes_xyxy.to(device), positive_map=t.positive_map.to(device)) for t in self.targets
+                Target(
+                    boxes_xyxy=t.boxes_xyxy.to(device),
+                    positive_map=t.positive_map.to(device),
+                    categories=t.categories.to(device),
+                )
+                for t in self.targets
             ),
         )
 
@@ -82,7 +104,7 @@ def collate(samples: Sequence[GroundingSample], tokenizer: WordPiece, pad_multip
     """Make a batch. A box none of whose spans survives the cut of the text stays, as a box without words."""
     encodings = tokenizer([sample.text for sample in samples])
     ids, mask = pad_tokens(encodings, tokenizer.pad_id)
-    loss_mask = mask > 0
+    loss_mask, token_categories = mask > 0, torch.full_like(mask, -1)
     targets = []
     for row, (sample, encoding) in enumerate(zip(samples, encodings, strict=True)):
         positive = positive_map(encoding.offsets, sample.tokens_positive, ids.shape[1])
@@ -90,6 +112,18 @@ def collate(samples: Sequence[GroundingSample], tokenizer: WordPiece, pad_multip
             unknown = torch.zeros(ids.shape[1], dtype=torch.bool)
             unknown[tokens_of_span(encoding.offsets, span)] = True
             loss_mask[row] &= ~(unknown & (positive.sum(0) == 0))
-        targets.append(Target(boxes_xyxy=to_inclusive(sample.boxes_xyxy), positive_map=positive))
+        for category, span in sample.category_spans.items():
+            token_categories[row, tokens_of_span(encoding.offsets, span)] = category
+        categories = torch.tensor(sample.categories or [-1] * len(positive), dtype=torch.long)
+        boxes = to_inclusive(sample.boxes_xyxy)
+        targets.append(Target(boxes_xyxy=boxes, positive_map=positive, categories=categories))
     pixels = pad_pictures([sample.picture for sample in samples], pad_multiple_px)
-    return Batch(pixels=pixels, ids=ids, mask=mask, loss_mask=loss_mask, targets=tuple(targets))
+    return Batch(
+        pixels=pixels,
+        ids=ids,
+        mask=mask,
+        loss_mask=loss_mask,
+        token_categories=token_categories,
+        masked_words=torch.full_like(ids, NOT_PREDICTED),
+        targets=tuple(targets),
+    )

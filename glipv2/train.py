@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glipv2.losses.criterion import Criterion
-from glipv2.sample import Batch
+from glipv2.sample import NOT_PREDICTED, Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def backward(model: nn.Module, criterion: Criterion, batch: Batch) -> dict[str, 
     Raises:
         FloatingPointError: the loss is not finite; nothing is masked over.
     """
-    losses = criterion(model(batch.pixels, batch.ids, batch.mask), batch)
+    losses = criterion(model(batch.pixels, batch.ids, batch.mask, batch.masked_words != NOT_PREDICTED), batch)
     total = torch.stack(list(losses.values())).sum()
     values = {"loss": total.item(), **{name: value.item() for name, value in losses.items()}}
     if not torch.isfinite(total):

@@ -189,11 +189,15 @@ def make_sample(
     """Build one training sample: the prompt of a detection row is drawn anew each time."""
     boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)
     unknown: list[tuple[int, int]] = []
+    categories: list[int] = []
+    category_spans: dict[int, tuple[int, int]] = {}
     if row["kind"] == schema.DETECTION:
         prompt = sample_prompt(row["category_id"], vocabulary.names, rng, vocabulary.budget)
         keep = [i for i, category in enumerate(row["category_id"]) if category in prompt.spans]
         boxes = boxes[keep]
-        text, spans = prompt.text, [[prompt.spans[row["category_id"][i]]] for i in keep]
+        categories = [row["category_id"][i] for i in keep]
+        text, category_spans = prompt.text, prompt.spans
+        spans = [[prompt.spans[category]] for category in categories]
     else:
         text = row["text"]
         spans = [[(begin, end) for begin, end in box] for box in row["tokens_positive"]]
@@ -210,6 +214,9 @@ def make_sample(
         boxes_xyxy=scale_boxes(boxes, picture, flip=flip),
         tokens_positive=spans,
         unknown=unknown,
+        categories=categories,
+        category_spans=category_spans,
+        seed=rng.getrandbits(32),
     )
 
 

@@ -290,6 +290,8 @@ def _samples(dataset: OdinwDataset, images: Sequence[str], prompt: Prompt, model
                 text=prompt.text,
                 boxes_xyxy=scale_boxes(xyxy, picture),
                 tokens_positive=[[prompt.spans[b["category_id"]]] for b in boxes],
+                categories=[b["category_id"] for b in boxes],
+                category_spans=prompt.spans,
             )
         )
     return samples

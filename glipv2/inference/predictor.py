@@ -75,7 +75,8 @@ class Predictor:
         encodings = self.tokenizer(captions)
         ids, mask = (x.to(self.device) for x in pad_tokens(encodings, self.tokenizer.pad_id))
         pictures = [prepare(image, self.model.cfg) for image in images]
-        regions = self.model(self._pixels(pictures), ids, mask)
+        pyramid, text = self.model.encode_image(self._pixels(pictures)), self.model.encode_text(ids, mask)
+        regions = self.model.fuse(pyramid, text, mask)
         tokens = [
             [tokens_of_span(encoding.offsets, span) for span in phrases]
             for encoding, phrases in zip(encodings, spans, strict=True)

@@ -10,6 +10,7 @@ from glipv2.config import ModelConfig
 from glipv2.losses.assign import assign, centerness_targets
 from glipv2.losses.grounding import giou_loss, token_focal_loss
 from glipv2.model.boxes import decode, make_anchors
+from glipv2.model.glipv2 import Outputs
 from glipv2.model.heads import Regions
 from glipv2.sample import Batch
 
@@ -24,8 +25,12 @@ class Criterion(nn.Module):
         super().__init__()
         self.strides, self.anchor_scale = cfg.strides, cfg.anchor_scale
 
-    def forward(self, regions: Regions, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Compute each weighted loss; their plain sum is the objective. Images without boxes are allowed.
+    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Compute each weighted loss; their plain sum is the objective."""
+        return self.grounding(outputs.regions, batch)
+
+    def grounding(self, regions: Regions, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Compute L_intra and L_loc. Images without boxes are allowed.
 
         Tokens outside ``batch.loss_mask`` take no part: padding, and phrases whose boxes are unknown.
         """

@@ -69,7 +69,7 @@ class PromptTuning:
         for cached in batches:
             text = cached.text + self.offset[: cached.text.shape[1]]
             regions = self.model.fuse(cached.pyramid, text, cached.batch.mask)
-            loss = torch.stack(list(self.criterion(regions, cached.batch).values())).sum()
+            loss = torch.stack(list(self.criterion.grounding(regions, cached.batch).values())).sum()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

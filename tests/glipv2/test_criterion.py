@@ -34,6 +34,7 @@ def make_regions(images: int, tokens: int, seed: int = 0) -> Regions:
         alignment=torch.randn(images, ANCHORS, tokens, generator=draw).requires_grad_(),
         box_deltas=torch.randn(images, ANCHORS, 4, generator=draw).requires_grad_(),
         centerness=torch.randn(images, ANCHORS, generator=draw).requires_grad_(),
+        text=torch.zeros(images, tokens, 1),
         level_sizes=LEVELS,
     )
 
@@ -52,7 +53,7 @@ def token_gradient(sample: GroundingSample, tiny: ModelConfig, tokenizer: WordPi
     """Per token, how much the loss cares for its alignment."""
     batch = collate([sample], tokenizer, 32)
     regions = make_regions(1, batch.ids.shape[1])
-    torch.stack(list(Criterion(tiny)(regions, batch).values())).sum().backward()
+    torch.stack(list(Criterion(tiny).grounding(regions, batch).values())).sum().backward()
     assert regions.alignment.grad is not None
     return regions.alignment.grad[0].abs().sum(0)
 
@@ -78,7 +79,7 @@ def test_a_word_with_a_box_is_taught_even_within_an_unknown_phrase(tiny: ModelCo
 def test_text_padding_is_not_taught(tiny: ModelConfig, tokenizer: WordPiece) -> None:
     batch = collate([make_sample(TEXT, [(0, 10)], []), make_sample("red", [(0, 3)], [])], tokenizer, 32)
     regions = make_regions(2, batch.ids.shape[1])
-    torch.stack(list(Criterion(tiny)(regions, batch).values())).sum().backward()
+    torch.stack(list(Criterion(tiny).grounding(regions, batch).values())).sum().backward()
     assert regions.alignment.grad is not None
     assert regions.alignment.grad[1, :, 3:].abs().max() == 0
 
@@ -112,9 +113,10 @@ def test_perfect_regions_cost_next_to_nothing(tiny: ModelConfig, tokenizer: Word
         alignment=alignment[None],
         box_deltas=encode(target.boxes_xyxy[owner], anchors)[None],
         centerness=torch.where(positive, central.logit(), 0.0)[None],
+        text=torch.zeros(1, alignment.shape[1], 1),
         level_sizes=LEVELS,
     )
-    losses = Criterion(tiny)(regions, batch)
+    losses = Criterion(tiny).grounding(regions, batch)
     assert losses["loss_token"] < 1e-6
     assert losses["loss_box"] < 1e-4
     # Its targets lie between 0 and 1, where the cross entropy cannot reach 0: compare with the entropy itself.
@@ -192,7 +194,7 @@ def test_two_workers_get_the_loss_of_one_with_the_whole_batch(
     batches = [collate(share, tokenizer, 32) for share in shares]
     whole = collate([sample for share in shares for sample in share], tokenizer, 32)
     regions = make_regions(4, whole.ids.shape[1])
-    expected = Criterion(tiny)(regions, whole)
+    expected = Criterion(tiny).grounding(regions, whole)
     for rank, batch in enumerate(batches):
         torch.save((tiny, _part(regions, slice(2 * rank, 2 * rank + 2)), batch), tmp_path / f"share{rank}.pt")
 
@@ -216,6 +218,7 @@ def _part(regions: Regions, images: slice) -> Regions:
         alignment=regions.alignment[images].detach(),
         box_deltas=regions.box_deltas[images].detach(),
         centerness=regions.centerness[images].detach(),
+        text=regions.text[images],
         level_sizes=regions.level_sizes,
     )
 

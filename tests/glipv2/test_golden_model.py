@@ -21,7 +21,7 @@ from glipv2.losses.criterion import Criterion
 from glipv2.model.boxes import make_anchors
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.model.heads import Regions
-from glipv2.sample import Batch, Target
+from glipv2.sample import NOT_PREDICTED, Batch, Target
 from glipv2.text.positive_map import positive_map
 from glipv2.text.tokenizer import WordPiece
 
@@ -59,9 +59,11 @@ def cfg(goldens: Path) -> ModelConfig:
         swin_depths=tuple(model["MODEL.SWINT.DEPTHS"]),
         swin_num_heads=tuple(model["MODEL.SWINT.NUM_HEADS"]),
         swin_window=7,
+        swin_conv_embed=False,
         swin_drop_path=0.0,
         channels=model["MODEL.DYHEAD.CHANNELS"],
         fpn_drop_block=0.0,
+        text_encoder="bert",
         vocab_size=bert["vocab_size"],
         text_dim=bert["hidden_size"],
         text_layers=bert["num_hidden_layers"],
@@ -70,12 +72,16 @@ def cfg(goldens: Path) -> ModelConfig:
         max_tokens=256,
         text_dropout=0.0,
         word_init_std=0.02,
+        deep_fusion=True,
         num_blocks=model["MODEL.DYHEAD.NUM_CONVS"],
         fusion_dim=stored["fuse_embed_dim"],
         fusion_heads=stored["fuse_heads"],
         fusion_dropout=0.0,
         group_norm_groups=16,
         anchor_scale=8.0,
+        contrast="none",
+        contrast_dim=32,
+        word_head=False,
         min_size_px=800,
         max_size_px=1333,
         pad_multiple_px=32,
@@ -106,7 +112,7 @@ def _run(goldens: Path, name: str, model: GLIPv2) -> Case:
         for part, tap in (("fusion", "fuse"), ("text_layer", "bert"), ("dynamic_conv", "dyconv"))
     ]
     with torch.no_grad():
-        regions = model(batch.pixels, batch.ids, batch.mask)
+        regions = model(batch.pixels, batch.ids, batch.mask).regions
     for hook in hooks:
         hook.remove()
     facts = json.loads((goldens / f"{name}_meta.json").read_text(encoding="utf-8"))
@@ -126,7 +132,12 @@ def _batch(inputs: Arrays) -> Batch:
         ids=inputs["input_ids"],
         mask=inputs["attention_mask"],
         loss_mask=inputs["attention_mask"] > 0,
-        targets=tuple(Target(boxes_xyxy=b, positive_map=w) for b, w in zip(boxes, words, strict=True)),
+        token_categories=torch.full_like(inputs["input_ids"], -1),
+        masked_words=torch.full_like(inputs["input_ids"], NOT_PREDICTED),
+        targets=tuple(
+            Target(boxes_xyxy=b, positive_map=w, categories=torch.full((len(b),), -1))
+            for b, w in zip(boxes, words, strict=True)
+        ),
     )
 
 

@@ -34,15 +34,15 @@ def assert_same(ours: Regions, expected: Regions, tokens: int) -> None:
 def test_forward_is_its_three_parts_in_turn(model: GLIPv2, pixels: Tensor) -> None:
     pyramid, text = model.encode_image(pixels), model.encode_text(IDS, MASK)
     parts = model.fuse(pyramid, text, MASK)
-    assert_same(parts, model(pixels, IDS, MASK), tokens=6)
+    assert_same(parts, model(pixels, IDS, MASK).regions, tokens=6)
     assert [tuple(x.shape[2:]) for x in pyramid] == list(parts.level_sizes) == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
 
 
 @torch.no_grad()
 def test_an_image_gives_the_same_alone_and_in_a_batch(model: GLIPv2, pixels: Tensor) -> None:
-    together = model(pixels, IDS, MASK)
+    together = model(pixels, IDS, MASK).regions
     for row, length in enumerate(MASK.sum(1).tolist()):
-        alone = model(pixels[row : row + 1], IDS[row : row + 1, :length], MASK[row : row + 1, :length])
+        alone = model(pixels[row : row + 1], IDS[row : row + 1, :length], MASK[row : row + 1, :length]).regions
         assert_same(alone, _row(together, row), tokens=length)
 
 
@@ -50,19 +50,19 @@ def test_an_image_gives_the_same_alone_and_in_a_batch(model: GLIPv2, pixels: Ten
 def test_longer_text_padding_changes_no_valid_output(model: GLIPv2, pixels: Tensor) -> None:
     padded_ids, padded_mask = (torch.nn.functional.pad(x, (0, 20)) for x in (IDS, MASK))
     padded_ids[:, 6:] = 17  # whatever stands under a mask of 0 must not matter
-    assert_same(model(pixels, padded_ids, padded_mask), model(pixels, IDS, MASK), tokens=5)
+    assert_same(model(pixels, padded_ids, padded_mask).regions, model(pixels, IDS, MASK).regions, tokens=5)
 
 
 @torch.no_grad()
 def test_the_text_decides_what_is_found(model: GLIPv2, pixels: Tensor) -> None:
     other = torch.where(IDS == 60, 62, IDS)
-    first, second = model(pixels, IDS, MASK), model(pixels, other, MASK)
+    first, second = model(pixels, IDS, MASK).regions, model(pixels, other, MASK).regions
     assert (first.box_deltas[0] - second.box_deltas[0]).abs().max() > 1e-3
     assert torch.equal(first.box_deltas[1], second.box_deltas[1])
 
 
 def test_every_parameter_gets_a_gradient(model: GLIPv2, pixels: Tensor) -> None:
-    regions = model(pixels, IDS, MASK)
+    regions = model(pixels, IDS, MASK).regions
     (regions.alignment.sum() + regions.box_deltas.square().sum() + regions.centerness.square().sum()).backward()
     # A parameter without one would make distributed training wait for ever.
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -122,5 +122,6 @@ def _row(regions: Regions, row: int) -> Regions:
         alignment=regions.alignment[one],
         box_deltas=regions.box_deltas[one],
         centerness=regions.centerness[one],
+        text=regions.text[one],
         level_sizes=regions.level_sizes,
     )

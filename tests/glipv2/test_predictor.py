@@ -109,6 +109,7 @@ def make_regions(alignment: Tensor, deltas: Tensor, centerness: float) -> Region
         alignment=alignment[None],
         box_deltas=deltas[None],
         centerness=torch.full((1, len(alignment)), centerness),
+        text=torch.zeros(1, alignment.shape[1], 1),
         level_sizes=((8, 8), (4, 4), (2, 2), (1, 1), (1, 1)),
     )
 

@@ -62,8 +62,8 @@ def test_a_step_from_the_cache_is_a_step_through_the_whole_model(
 ) -> None:
     batch = collate(samples[:4], tokenizer, 32)
     tuning = start(model, batches)
-    regions = model(batch.pixels, batch.ids, batch.mask)
-    whole = torch.stack(list(tuning.criterion(regions, batch).values())).sum().item()
+    outputs = model(batch.pixels, batch.ids, batch.mask)
+    whole = torch.stack(list(tuning.criterion(outputs, batch).values())).sum().item()
     assert tuning.epoch(batches[:1]) == pytest.approx(whole, rel=1e-5)
 
 
