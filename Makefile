@@ -38,7 +38,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python tests/bench.py
+	$(BIN)/python -m tests.bench --out $(CURDIR)/runs/bench
 
 # Names, versions and hashes only: no addresses of any package index.
 lock: $(UV)

@@ -1,51 +1,109 @@
-"""A model on disk: weights, size and vocabulary in one folder, enough to rebuild it with nothing else."""
+"""A model on disk: weights, size and vocabulary in one folder, enough to rebuild it with nothing else.
+
+`load_released` builds a model from weights of the public GLIP instead.
+"""
 
 import hashlib
 import json
 import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from glipv2.config import ModelConfig
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.text.tokenizer import WordPiece
+from glipv2.released import OPTIONAL_HEADS, bare_state, from_released, read_released, read_safetensors
+from glipv2.text.tokenizer import Tokenizer, load_tokenizer
 
-WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocab.txt"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def save(model: GLIPv2, tokenizer: WordPiece, directory: Path) -> None:
+def save(model: GLIPv2, tokenizer: Tokenizer, directory: Path) -> None:
     """Write a model folder; an existing one is overwritten file by file."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / WEIGHTS)
     (directory / CONFIG).write_text(json.dumps(asdict(model.cfg), indent=1), encoding="utf-8")
-    (directory / VOCABULARY).write_text("\n".join(tokenizer.vocabulary) + "\n", encoding="utf-8")
+    tokenizer.save(directory)
 
 
-def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, WordPiece]:
+def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, Tokenizer]:
     """Rebuild a model and its tokenizer, in eval mode.
 
     Raises:
         ValueError: the folder is not a model, or its weights do not fit its configuration.
     """
-    if missing := [name for name in (WEIGHTS, CONFIG, VOCABULARY) if not (directory / name).exists()]:
+    if missing := [name for name in (WEIGHTS, CONFIG) if not (directory / name).exists()]:
         raise ValueError(
             f"{directory} is no model folder: it lacks {', '.join(missing)}; give one written by pre-training"
         )
     cfg = _read_config(directory / CONFIG)
-    model = GLIPv2(cfg)
+    tokenizer = load_tokenizer(directory, cfg.max_tokens)
+    model = _uninitialised(cfg)
     try:
-        model.load_state_dict(load_file(directory / WEIGHTS))
+        model.load_state_dict(read_safetensors(directory / WEIGHTS), assign=True)
     except (RuntimeError, SafetensorError) as error:
         reason = textwrap.shorten(str(error), 200)  # torch lists every tensor on a line of its own
         raise ValueError(f"{directory / WEIGHTS} does not fit its {CONFIG}: {reason}; save the model again") from error
-    # Not splitlines: real vocabularies hold characters it takes for line breaks.
-    words = (directory / VOCABULARY).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return model.to(device).eval(), WordPiece(words, cfg.max_tokens)
+    return model.to(device).eval(), tokenizer
+
+
+def load_released(
+    source: Path | str | Mapping[str, Any], config: ModelConfig, *, init_missing_heads: bool = False
+) -> GLIPv2:
+    """Build a model from weights of the public GLIP, in eval mode.
+
+    Args:
+        source: a ``.pth`` or ``.safetensors`` file, or what is in one: a state dict under upstream names, with or
+            without ``module.`` before each, bare or as ``{"model": ...}``.
+        config: the size the weights are of. Its heads for L_inter and L_mlm are filled if it has them, else dropped.
+        init_missing_heads: start those heads from random weights where the file has none.
+
+    Raises:
+        ValueError: a parameter is missing, left over or of another shape; names them and a remedy.
+    """
+    released = bare_state(source) if isinstance(source, Mapping) else read_released(Path(source))
+    # Random weights are drawn only where some of them may stay.
+    model = GLIPv2(config) if init_missing_heads else _uninitialised(config)
+    given = isinstance(source, Mapping)
+    state = {
+        name: value.to(torch.float32, copy=given)  # the model shall share no memory with what it was given
+        for name, value in from_released(released, model, heads_may_lack=init_missing_heads).items()
+    }
+    missing = model.load_state_dict(state, strict=False, assign=True).missing_keys
+    assert all(name.startswith(tuple(OPTIONAL_HEADS)) for name in missing), missing
+    return model.eval()
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Skip drawing random numbers and filling parameters; their memory is then never touched."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Return the tensor as it is instead of initialising it."""
+        if getattr(func, "__module__", "") == "torch.nn.init" or func.__name__ in ("normal_", "uniform_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _uninitialised(cfg: ModelConfig) -> GLIPv2:
+    """Build a model whose parameters are all still to be assigned.
+
+    Not on the meta device: there the tables that the constructors derive (window positions, token positions) would be
+    empty too, and no state dict holds them.
+    """
+    with _WithoutInit():
+        return GLIPv2(cfg)
 
 
 def _read_config(path: Path) -> ModelConfig:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from glipv2.losses.criterion import Criterion
-from glipv2.sample import NOT_PREDICTED, Batch
+from glipv2.model.glipv2 import GLIPv2
+from glipv2.sample import NOT_PREDICTED, Batch, Target
+
+PROBE_PX = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,37 @@ class OptimConfig:
         """Check the schedule."""
         if any(not 0 < fraction <= 1 for fraction in self.decay_at):
             raise ValueError(f"decay_at is {self.decay_at}; give fractions of the run between 0 and 1")
+
+
+def freeze_untaught(model: GLIPv2, criterion: Criterion) -> list[str]:
+    """Freeze what no loss reaches, such as a head whose term is off, and return the names.
+
+    Distributed training waits for the gradient of every parameter that is not frozen. Which are reached depends on the
+    terms alone, not on the data: an empty image without boxes shows it. All workers must call this together.
+    """
+    device = next(model.parameters()).device
+    one = torch.ones(1, 4, dtype=torch.long)
+    nothing = Target(boxes_xyxy=torch.zeros(0, 4), positive_map=torch.zeros(0, 4), categories=one[0, :0])
+    probe = Batch(
+        pixels=torch.zeros(1, 3, PROBE_PX, PROBE_PX),
+        ids=one,
+        mask=one,
+        loss_mask=one > 0,
+        token_categories=-one,
+        masked_words=one,
+        targets=(nothing,),
+    ).to(device)
+    training = model.training
+    model.eval()  # draws no random numbers
+    losses = criterion(model(probe.pixels, probe.ids, probe.mask, probe.masked_words != NOT_PREDICTED), probe)
+    model.train(training)
+    teachable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    total = torch.stack(list(losses.values())).sum()
+    gradients = torch.autograd.grad(total, [parameter for _, parameter in teachable], allow_unused=True)
+    untaught = [item for item, gradient in zip(teachable, gradients, strict=True) if gradient is None]
+    for _, parameter in untaught:
+        parameter.requires_grad_(False)
+    return [name for name, _ in untaught]
 
 
 def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:

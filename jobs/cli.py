@@ -27,8 +27,14 @@ Config = TypeVar("Config", bound=JobConfig)
 FRAME = re.compile(r"[╭╮╰╯│─]+")
 
 
-def main(job: Callable[[Config], object], recipes: Mapping[str, Callable[[], Config]], description: str) -> NoReturn:
-    """Parse the command line into a recipe's configuration, run the job in Ray, and exit."""
+def main(
+    job: Callable[[Config], object],
+    recipes: Mapping[str, Callable[[], Config]],
+    description: str,
+    *,
+    needs_ray: bool = True,
+) -> NoReturn:
+    """Parse the command line into a recipe's configuration, run the job, in Ray if it needs that, and exit."""
     arguments = [a for a in sys.argv[1:] if a != "--verbose"]
     verbose = len(arguments) < len(sys.argv) - 1
     program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else sys.argv[0]
@@ -37,7 +43,7 @@ def main(job: Callable[[Config], object], recipes: Mapping[str, Callable[[], Con
     for name in ("pipeline", "jobs", "glipv2"):
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run(job, config, program, verbose))
+    sys.exit(_run(job, config, program, verbose, needs_ray))
 
 
 def parse(
@@ -73,12 +79,12 @@ def parse(
         raise
 
 
-def _run(job: Callable[[Config], object], config: Config, program: str, verbose: bool) -> int:
+def _run(job: Callable[[Config], object], config: Config, program: str, verbose: bool, needs_ray: bool) -> int:
     from pipeline.session import ray_session
 
     try:
         config.check()
-        with ray_session(verbose=verbose):
+        with ray_session(verbose=verbose) if needs_ray else contextlib.nullcontext():
             outcome = job(config)
         print(outcome)
     except KeyboardInterrupt:

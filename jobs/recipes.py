@@ -6,14 +6,16 @@ change made twice becomes a recipe here. Paths a recipe cannot know (``--out`` a
 
 from dataclasses import replace
 
-from glipv2.config import nano
+from glipv2.config import glip_l, glip_t, glip_t_a, nano, t
 from glipv2.train import OptimConfig
 from glipv2.transfer.prompt import PromptTuningConfig
+from pipeline.convert import ConvertJob
 from pipeline.download import DownloadConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.flow import CaptionsConfig, DemoConfig, EvaluateJob, PretrainJob, SweepJob
 from pipeline.ingest import IngestConfig
 from pipeline.miniature.config import demo_size, test_size
+from pipeline.predict import PredictJob
 from pipeline.pretrain import PretrainConfig
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.sweep import SweepConfig
@@ -140,8 +142,63 @@ def nano_sweep() -> SweepConfig:
     )
 
 
+def convert_glip_t() -> ConvertJob:
+    """Convert GLIP-T, (B) or (C).
+
+    ``python -m jobs.convert glip-t --weights /abs/file.pth --vocabulary /abs/vocab.txt --out /abs/model``: CPU, a
+    minute, memory for the file once. ``--weights owner/repo`` takes it from the Hugging Face hub.
+    """
+    return ConvertJob(model=glip_t(), hub_filename="glip_tiny_model_o365_goldg_cc_sbu.pth")
+
+
+def convert_glip_t_a() -> ConvertJob:
+    """Convert GLIP-T (A), the one without deep fusion.
+
+    ``python -m jobs.convert glip-t-a --weights /abs/file.pth --vocabulary /abs/vocab.txt --out /abs/model``: CPU.
+    """
+    return ConvertJob(model=glip_t_a(), hub_filename="glip_a_tiny_o365.pth")
+
+
+def convert_glip_l() -> ConvertJob:
+    """Convert GLIP-L.
+
+    ``python -m jobs.convert glip-l --weights /abs/file.pth --vocabulary /abs/vocab.txt --out /abs/model``: CPU.
+    """
+    return ConvertJob(model=glip_l(), hub_filename="glip_large_model.pth")
+
+
+def convert_t() -> ConvertJob:
+    """Start GLIPv2-T from GLIP-T's weights, as the paper does; the heads GLIPv2 adds start at random.
+
+    ``python -m jobs.convert t --weights /abs/file.pth --vocabulary /abs/vocab.txt --out /abs/model``: CPU. For B and H
+    there is nothing to convert: no weights with their text encoder were ever released.
+    """
+    return replace(convert_glip_t(), model=t(), init_missing_heads=True)
+
+
+def predict_cpu() -> PredictJob:
+    """Find categories, or the phrases of a caption, in pictures of one's own.
+
+    ``python -m jobs.predict cpu --model /abs/model --images /abs/dir --categories cat "red mug" --out /abs/out``, or
+    ``--caption "A cat beside a red mug."``: a fraction of a second per picture with a nano model; what larger ones cost
+    is said by ``make bench``.
+    """
+    return PredictJob()
+
+
+def predict_gpu() -> PredictJob:
+    """Find categories, or the phrases of a caption, in many pictures: one GPU, bfloat16.
+
+    ``python -m jobs.predict gpu --model /abs/model --images /abs/dir --categories cat "red mug" --out /abs/out``. Never
+    run yet: no GPU was at hand when this was written.
+    """
+    return PredictJob(device="cuda", bf16=True)
+
+
 DEMOS = {"demo": demo, "smoke": smoke}
 CAPTIONS = {"photos": photos, "captions-gpu": captions_gpu}
 PRETRAININGS = {"nano": nano_pretrain}
 EVALUATIONS = {"coco": nano_evaluate}
 SWEEPS = {"few-shot": few_shot, "odinw": odinw}
+CONVERSIONS = {"glip-t": convert_glip_t, "glip-t-a": convert_glip_t_a, "glip-l": convert_glip_l, "t": convert_t}
+PREDICTIONS = {"cpu": predict_cpu, "gpu": predict_gpu}

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from PIL import Image, ImageOps
 
-from glipv2.checkpoint import load, weights_sha256
+from glipv2.checkpoint import weights_sha256
 from glipv2.evaluation.coco import AveragePrecision, average_precision, mean_of
 from glipv2.inference.predictor import Prediction, Predictor
-from glipv2.text.prompts import Prompt, build_prompt
+from glipv2.text.prompts import Prompt
 from pipeline.report.inputs import Score
 from pipeline.shards import config_hash, file_sha256, write_atomically
 
@@ -62,8 +62,7 @@ def _evaluate(cfg: EvaluateConfig, name: str, model: Path, benchmarks: Sequence[
     import torch
 
     torch.set_num_threads(cfg.threads)
-    network, tokenizer = load(model, "cuda" if cfg.num_gpus else "cpu")
-    predictor = Predictor(network, tokenizer)
+    predictor = Predictor.load(model, "cuda" if cfg.num_gpus else "cpu", batch_size=cfg.batch_size)
     return [_score(name, benchmark, *measure(predictor, benchmark, cfg.batch_size)) for benchmark in benchmarks]
 
 
@@ -83,29 +82,36 @@ def _score(name: str, benchmark: Benchmark, result: AveragePrecision, found: dic
 def measure(
     predictor: Predictor, benchmark: Benchmark, batch_size: int, offset: Any = None, prompt: Prompt | None = None
 ) -> tuple[AveragePrecision, dict[int, Prediction]]:
-    """Run a predictor over a benchmark's images with all its categories in one prompt.
+    """Run a predictor over a benchmark's images.
+
+    Args:
+        predictor: the model.
+        benchmark: images and truth.
+        batch_size: images in memory at a time.
+        offset: learned offset of the text features; goes with ``prompt``.
+        prompt: the categories as one prompt; if not given their names are packed into as many as it takes.
 
     Returns:
         The average precision, and the predictions by image id.
-
-    Raises:
-        ValueError: the categories do not fit into one prompt.
     """
     content = read_annotations(benchmark.annotations)
-    prompt = prompt or category_prompt(content["categories"])
+    names = category_names(content["categories"])
     found: dict[int, Prediction] = {}
     images = content["images"]
     for first in range(0, len(images), batch_size):
         chunk = images[first : first + batch_size]
         pictures = [open_image(benchmark.images / image["file_name"]) for image in chunk]
-        predictions = predictor.detect(pictures, prompt, offset)
+        if prompt is None:
+            predictions = predictor.detect(pictures, names)
+        else:
+            predictions = predictor.detect_prompt(pictures, prompt, offset)
         found |= {image["id"]: prediction for image, prediction in zip(chunk, predictions, strict=True)}
     return average_precision(benchmark.annotations, list(found), list(found.values())), found
 
 
-def category_prompt(categories: list[dict[str, Any]]) -> Prompt:
-    """Join all categories, in ascending id order, into one prompt."""
-    return build_prompt([(int(c["id"]), str(c["name"])) for c in sorted(categories, key=lambda c: c["id"])])
+def category_names(categories: list[dict[str, Any]]) -> dict[int, str]:
+    """Give the names of all categories by ascending id."""
+    return {int(c["id"]): str(c["name"]) for c in sorted(categories, key=lambda c: c["id"])}
 
 
 def open_image(path: Path) -> Image.Image:

@@ -291,7 +291,7 @@ class PretrainJob:
     copies: tuple[int, ...] = ()
     """How often each source occurs in an epoch, in the same order; empty means once each."""
     vocabulary: Path = NOT_GIVEN
-    """``vocab.txt`` of the tokenizer, absolute."""
+    """``vocab.txt`` of the tokenizer, or a folder with a CLIP tokenizer's files; absolute."""
     init: Path = NOT_GIVEN
     """Model folder to start from, absolute; without it training starts from nothing."""
     out: Path = NOT_GIVEN

@@ -8,11 +8,10 @@ Rows are held in memory as encoded images, so a worker needs the size of the sha
 import hashlib
 import io
 import random
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.dataset as pads
 import torch
@@ -22,16 +21,17 @@ from torch.utils.data import Dataset
 from glipv2.config import ModelConfig
 from glipv2.image import prepare, scale_boxes
 from glipv2.sample import Batch, GroundingSample, collate
-from glipv2.text.prompts import MAX_LABELS, SEPARATOR, Budget, clean_name, sample_prompt
-from glipv2.text.tokenizer import WordPiece
+from glipv2.text.packing import PackedCaption, pack_captions
+from glipv2.text.prompts import MAX_LABELS, Budget, sample_prompt
+from glipv2.text.sides import speaks_of_sides, swap_sides
+from glipv2.text.tokenizer import CharSpan, Tokenizer
 from pipeline import schema
 from pipeline.selection import SelectionConfig, select
 from pipeline.shards import open_rows, read_manifest
 
-COLUMNS = ("sample_id", "kind", "image", "text", "phrases", "boxes", "tokens_positive", "phrase_index", "category_id")
-SPECIAL = 2
-"""Tokens around every text: its start and its end."""
-SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+PER_BOX = ("boxes", "tokens_positive", "phrase_index", "category_id")
+FEDERATED = ("neg_category_ids", "not_exhaustive_ids")
+COLUMNS = ("sample_id", "kind", "image", "text", "phrases", "score", "iscrowd", *PER_BOX, *FEDERATED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,19 @@ class IngestConfig:
     batch_size: int
     """Images per step over all workers together."""
     flip: float = 0.5
-    """Probability of mirroring an image; texts that speak of left or right are never mirrored."""
+    """Probability of mirroring an image."""
+    flip_sides: Literal["skip", "swap"] = "skip"
+    """What becomes of a sentence that speaks of left or right: its image is never mirrored, or the words are swapped.
+    Words know no sense: "all right" is swapped too. Prompts of categories are always skipped: a swapped name would be
+    another category's, or nobody's."""
     max_labels: int = MAX_LABELS
     """Categories in a detection prompt, present and absent ones together."""
+    label_rule: Literal["paper", "reference"] = "paper"
+    """How absent categories are drawn; the reference's rule draws ``max_labels`` of all and discards the present."""
+    pack_negatives: bool = False
+    """Pack pseudo-labelled captions with captions of other images, which teach words that are not true of this one."""
+    mask_words: float = 0.0
+    """Probability of every word to be hidden and predicted; the paper uses 0.15."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     """Which pseudo-labels are used."""
     mask_unboxed_phrases: bool = True
@@ -70,6 +80,11 @@ class IngestConfig:
         """Check the numbers."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; give at least 1")
+        if self.max_labels < 1:
+            raise ValueError(f"max_labels is {self.max_labels}; give at least 1")
+        for name, value in (("flip", self.flip), ("mask_words", self.mask_words)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; give a probability between 0 and 1")
 
 
 Row = dict[str, Any]
@@ -84,15 +99,6 @@ class Vocabulary:
     budget: Budget
     """Tokens each name costs."""
 
-    @staticmethod
-    def of(names: dict[int, str], max_labels: int, tokenizer: WordPiece, max_tokens: int) -> "Vocabulary":
-        """Count the tokens of every name once."""
-        encoded = tokenizer([clean_name(name) + SEPARATOR for name in names.values()]) if names else []
-        costs = {category: len(e.ids) - SPECIAL for category, e in zip(names, encoded, strict=True)}
-        return Vocabulary(
-            names=names, budget=Budget(tokens=costs, max_tokens=max_tokens - SPECIAL, max_labels=max_labels)
-        )
-
 
 class TrainingSet(Dataset[Batch]):
     """The mixture, indexed by training step: item ``k`` is this worker's share of global batch ``k``."""
@@ -102,7 +108,7 @@ class TrainingSet(Dataset[Batch]):
         sources: Sequence[SourceConfig],
         cfg: IngestConfig,
         model: ModelConfig,
-        tokenizer: WordPiece,
+        tokenizer: Tokenizer,
         worker: tuple[int, int] = (0, 1),
     ) -> None:
         """Read the sources.
@@ -125,11 +131,14 @@ class TrainingSet(Dataset[Batch]):
         self.cfg, self.model, self.tokenizer = cfg, model, tokenizer
         self.samples: list[tuple[Row, Vocabulary]] = []
         for source in sources:
-            vocabulary = Vocabulary.of(category_names(source.path), cfg.max_labels, tokenizer, model.max_tokens)
+            names = category_names(source.path)
+            budget = Budget.of(names, tokenizer, cfg.max_labels, cfg.label_rule)
+            vocabulary = Vocabulary(names=names, budget=budget)
             rows = [(row, vocabulary) for row in read_trainable(source.path, cfg)] if source.copies else []
             self.samples += rows * source.copies
         if not self.samples:
             raise ValueError(f"no sample with a box in {[str(s.path) for s in sources]}; look at their manifests")
+        self.captions = sorted({row["text"] for row, _ in self.samples if row["kind"] == schema.CAPTION})
 
     @property
     def num_different(self) -> int:
@@ -141,11 +150,15 @@ class TrainingSet(Dataset[Batch]):
         first = step * self.cfg.batch_size + self.rank
         positions = range(first, (step + 1) * self.cfg.batch_size, self.world)
         samples = [self._sample(*divmod(position, len(self.samples))) for position in positions]
-        return collate(samples, self.tokenizer, self.model.pad_multiple_px)
+        return collate(samples, self.tokenizer, self.model.pad_multiple_px, self.cfg.mask_words)
 
     def _sample(self, epoch: int, position: int) -> GroundingSample:
         row, vocabulary = self.samples[self._order(epoch)[position]]
-        return make_sample(row, vocabulary, self.cfg, self.model, _generator(self.cfg.seed, epoch, row["sample_id"]))
+        rng = _generator(self.cfg.seed, epoch, row["sample_id"])
+        sample = make_sample(row, vocabulary, self.cfg, self.model, rng)
+        if self.cfg.pack_negatives and row["kind"] == schema.CAPTION:
+            return _pack(sample, pack_captions(sample.text, self.captions, rng, self.tokenizer))
+        return sample
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_ordered_epoch", None) != epoch:
@@ -167,13 +180,19 @@ def category_names(source: Path) -> dict[int, str]:
 def read_trainable(source: Path, cfg: IngestConfig) -> Iterator[Row]:
     """Read the rows training can use: labelled, with at least one box that is not a crowd and is selected."""
     condition = pads.field("status") == schema.LABELLED
-    for batch in open_rows(source).to_batches(columns=[*COLUMNS, "score", "iscrowd"], filter=condition):
+    for batch in open_rows(source).to_batches(columns=list(COLUMNS), filter=condition):
         for row in batch.to_pylist():
-            keep = _kept_boxes(row, cfg)
-            if keep:
-                for name in ("boxes", "tokens_positive", "phrase_index", "category_id"):
-                    row[name] = [row[name][i] for i in keep] if row[name] is not None else None
-                yield row
+            if keep := _kept_boxes(row, cfg):
+                yield row | _reduced(row, keep)
+
+
+def _reduced(row: Row, keep: Sequence[int]) -> Row:
+    columns = {name: row[name] and [row[name][i] for i in keep] for name in PER_BOX}
+    if row["kind"] != schema.DETECTION:
+        return columns
+    # A crowd is full of objects without boxes.
+    crowded = {row["category_id"][i] for i, crowd in enumerate(row["iscrowd"] or ()) if crowd}
+    return columns | {"not_exhaustive_ids": sorted(crowded.union(row["not_exhaustive_ids"] or ()))}
 
 
 def _kept_boxes(row: Row, cfg: IngestConfig) -> list[int]:
@@ -187,37 +206,79 @@ def make_sample(
     row: Row, vocabulary: Vocabulary, cfg: IngestConfig, model: ModelConfig, rng: random.Random
 ) -> GroundingSample:
     """Build one training sample: the prompt of a detection row is drawn anew each time."""
-    boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)
-    unknown: list[tuple[int, int]] = []
-    categories: list[int] = []
-    category_spans: dict[int, tuple[int, int]] = {}
-    if row["kind"] == schema.DETECTION:
-        prompt = sample_prompt(row["category_id"], vocabulary.names, rng, vocabulary.budget)
-        keep = [i for i, category in enumerate(row["category_id"]) if category in prompt.spans]
-        boxes = boxes[keep]
-        categories = [row["category_id"][i] for i in keep]
-        text, category_spans = prompt.text, prompt.spans
-        spans = [[prompt.spans[category]] for category in categories]
-    else:
-        text = row["text"]
-        spans = [[(begin, end) for begin, end in box] for box in row["tokens_positive"]]
-        if row["kind"] == schema.CAPTION and cfg.mask_unboxed_phrases:
-            boxed = set(row["phrase_index"])
-            unknown = [(begin, end) for i, (begin, end) in enumerate(row["phrases"]) if i not in boxed]
-    sided = row["kind"] != schema.DETECTION and SIDES.search(text) is not None
-    flip = rng.random() < cfg.flip and not sided
+    detection = row["kind"] == schema.DETECTION
+    words = _draw_prompt(row, vocabulary, rng) if detection else _read_sentence(row, cfg)
+    sided = speaks_of_sides(words.text)
+    flip = rng.random() < cfg.flip and not (sided and (detection or cfg.flip_sides == "skip"))
+    if flip and sided:
+        words = _swap(words)
     with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
         picture = prepare(image, model, flip=flip)
+    boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)[words.boxes]
     return GroundingSample(
         picture=picture,
-        text=text,
+        text=words.text,
         boxes_xyxy=scale_boxes(boxes, picture, flip=flip),
-        tokens_positive=spans,
-        unknown=unknown,
-        categories=categories,
-        category_spans=category_spans,
+        tokens_positive=words.tokens_positive,
+        unknown=words.unknown,
+        incomplete=words.incomplete,
+        categories=words.categories,
+        category_spans=words.category_spans,
         seed=rng.getrandbits(32),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """The text of a sample and what it says of the boxes; names as in `GroundingSample`."""
+
+    text: str
+    boxes: list[int]
+    """Positions of the row's boxes that have words."""
+    tokens_positive: list[list[CharSpan]]
+    unknown: list[CharSpan] = field(default_factory=list)
+    incomplete: list[CharSpan] = field(default_factory=list)
+    categories: list[int] = field(default_factory=list)
+    category_spans: dict[int, CharSpan] = field(default_factory=dict)
+
+
+def _draw_prompt(row: Row, vocabulary: Vocabulary, rng: random.Random) -> _Words:
+    verified, not_exhaustive = row["neg_category_ids"], set(row["not_exhaustive_ids"] or ())
+    absent = set(vocabulary.names if verified is None else verified) - not_exhaustive
+    prompt = sample_prompt(row["category_id"], vocabulary.names, rng, vocabulary.budget, absent)
+    keep = [i for i, category in enumerate(row["category_id"]) if category in prompt.spans]
+    categories = [row["category_id"][i] for i in keep]
+    return _Words(
+        text=prompt.text,
+        boxes=keep,
+        tokens_positive=[[prompt.spans[category]] for category in categories],
+        incomplete=[prompt.spans[category] for category in prompt.spans if category in not_exhaustive],
+        categories=categories,
+        category_spans=prompt.spans,
+    )
+
+
+def _read_sentence(row: Row, cfg: IngestConfig) -> _Words:
+    unknown = []
+    if row["kind"] == schema.CAPTION and cfg.mask_unboxed_phrases:
+        boxed = set(row["phrase_index"])
+        unknown = [(begin, end) for i, (begin, end) in enumerate(row["phrases"]) if i not in boxed]
+    spans = [[(begin, end) for begin, end in box] for box in row["tokens_positive"]]
+    return _Words(text=row["text"], boxes=list(range(len(spans))), tokens_positive=spans, unknown=unknown)
+
+
+def _swap(words: _Words) -> _Words:
+    text, unknown = swap_sides(words.text, words.unknown)
+    moved = [swap_sides(words.text, spans)[1] for spans in words.tokens_positive]
+    return replace(words, text=text, tokens_positive=moved, unknown=unknown)
+
+
+def _pack(sample: GroundingSample, packed: PackedCaption) -> GroundingSample:
+    def shift(spans: list[CharSpan]) -> list[CharSpan]:
+        return [(packed.begin + begin, packed.begin + end) for begin, end in spans]
+
+    moved = [shift(spans) for spans in sample.tokens_positive]
+    return replace(sample, text=packed.text, tokens_positive=moved, unknown=shift(sample.unknown))
 
 
 def _generator(*seed: object) -> random.Random:

@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 
 from glipv2 import checkpoint
 from glipv2.config import ModelConfig
-from glipv2.losses.criterion import Criterion
+from glipv2.losses.criterion import LOSSES, Criterion, LossConfig
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.sample import Batch
-from glipv2.text.tokenizer import WordPiece
-from glipv2.train import OptimConfig, backward, make_optimizer, make_schedule, update
+from glipv2.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, make_schedule, update
 from pipeline.board import follow
 from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet
 from pipeline.paths import NOT_GIVEN
@@ -43,7 +43,8 @@ RECORD = "record.json"
 PLAN = "plan.json"
 """Written first: what this folder's training is, so that another one is not mixed into it."""
 STATE = "state.pt"
-HISTORY = ("loss", "loss_token", "loss_box", "loss_centerness", "grad_norm", "lr", "images_per_s")
+HISTORY = ("loss", *LOSSES, "grad_norm", "lr", "images_per_s")
+"""Metrics of the training steps; of the losses only those that are switched on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class PretrainConfig:
     """How rows become batches."""
     optim: OptimConfig
     """The optimiser."""
+    losses: LossConfig = field(default_factory=LossConfig)
+    """What the model is taught; the model must have the heads."""
     num_steps: int
     """Optimiser steps."""
     num_workers: int = 2
@@ -76,7 +79,13 @@ class PretrainConfig:
     """Of the initial weights."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers, and that the model has a head for every loss."""
+        self.losses.check(self.model)
+        if self.losses.mlm and not self.ingest.mask_words:
+            raise ValueError(
+                f"losses.mlm is {self.losses.mlm}, but ingest.mask_words is 0, so there is no word to predict; "
+                "set ingest.mask_words to 0.15, or losses.mlm to 0"
+            )
         for name in ("num_steps", "num_workers", "checkpoint_every", "log_every", "threads_per_worker"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
@@ -95,7 +104,7 @@ class TrainingInputs:
     sources: tuple[SourceConfig, ...]
     """The mixture."""
     vocabulary: Path
-    """``vocab.txt`` of the tokenizer, absolute."""
+    """``vocab.txt`` of the tokenizer, or a folder with a CLIP tokenizer's files; absolute."""
     init: Path = NOT_GIVEN
     """Model folder to start from, of the same size and vocabulary; without it training starts from nothing."""
 
@@ -106,9 +115,7 @@ class TrainingInputs:
         Raises:
             ValueError: a source is unfinished, or there is no vocabulary.
         """
-        if not self.vocabulary.is_file():
-            raise ValueError(f"no vocabulary at {self.vocabulary}; give the vocab.txt of the tokenizer")
-        found = [file_sha256(self.vocabulary)]
+        found = [file_sha256(path) for path in tokenizer_files(self.vocabulary)]
         for source in self.sources:
             manifest = read_manifest(source.path)
             if manifest is None:
@@ -196,7 +203,7 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
         train_images=int(done["train_images"]),
         num_workers=cfg.num_workers,
         seconds=float(done["seconds"]),
-        final={key: float(done[key]) for key in ("loss", "loss_token", "loss_box", "loss_centerness")},
+        final={key: float(done[key]) for key in ("loss", *LOSSES) if key in done},
         run_id=run.run_id,
         config_hash=plan,
     )
@@ -225,17 +232,19 @@ def _train_loop(loop: dict[str, Any]) -> None:
     torch.manual_seed(cfg.seed)
     device = get_device()
     inputs: TrainingInputs = loop["inputs"]
-    tokenizer = WordPiece(inputs.vocabulary.read_text(encoding="utf-8").splitlines(), cfg.model.max_tokens)
-    size = replace(cfg.model, vocab_size=len(tokenizer.vocabulary))
+    tokenizer = load_tokenizer(inputs.vocabulary, cfg.model.max_tokens)
+    size = replace(cfg.model, vocab_size=tokenizer.vocab_size)
     data = TrainingSet(inputs.sources, cfg.ingest, size, tokenizer, (rank, world))
     model = GLIPv2(size).to(device)
     if inputs.init != NOT_GIVEN:
         model.load_state_dict(checkpoint.load(inputs.init)[0].state_dict())
+    criterion = Criterion(size, cfg.losses)
+    if frozen := freeze_untaught(model, criterion):
+        logger.info("no loss reaches %d parameters, which are frozen: %s", len(frozen), ", ".join(frozen))
     optimizer = make_optimizer(model, cfg.optim)
     schedule = make_schedule(optimizer, cfg.optim, cfg.num_steps)
     step, before = _resume(model, optimizer, schedule)
     parallel = prepare_model(model) if world > 1 else model
-    criterion = Criterion(cfg.model)
     model.train()
     started = time.perf_counter() - before
     for batch in _batches(data, step, cfg):
@@ -283,7 +292,7 @@ def _resume(
     return int(state["step"]), float(state["seconds"])
 
 
-def _report(metrics: dict[str, float], state: dict[str, Any], saved: tuple[GLIPv2, WordPiece] | None) -> None:
+def _report(metrics: dict[str, float], state: dict[str, Any], saved: tuple[GLIPv2, Tokenizer] | None) -> None:
     """Report to Ray Train, which is a barrier: every rank takes part, rank 0 brings the checkpoint."""
     if saved is None:
         ray.train.report(metrics)

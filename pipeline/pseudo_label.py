@@ -18,8 +18,8 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
+from glipv2.text.phrases import PhraseConfig, caption_reason, clean_caption, make_parser
 from pipeline import schema
-from pipeline.phrases import PhraseConfig, caption_reason, clean_caption, make_parser
 from pipeline.progress import Progress, quiet_ray_data, track_dataset
 from pipeline.shards import (
     Manifest,
@@ -153,13 +153,11 @@ class Teacher:
         """Load the model onto this actor's GPU, or the CPU."""
         import torch
 
-        from glipv2.checkpoint import load
-        from glipv2.inference.postprocess import PostprocessConfig
         from glipv2.inference.predictor import Predictor
 
         torch.set_num_threads(cfg.threads_per_teacher)
-        model, tokenizer = load(teacher, "cuda" if cfg.num_gpus else "cpu")
-        self.predictor = Predictor(model, tokenizer, PostprocessConfig())
+        device = "cuda" if cfg.num_gpus else "cpu"
+        self.predictor = Predictor.load(teacher, device, batch_size=cfg.batch_size)
         self.parser = make_parser(cfg.phrases)
         self.cfg = cfg
         self.common = {

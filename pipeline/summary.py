@@ -12,11 +12,10 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from glipv2.checkpoint import load
 from glipv2.inference.predictor import Prediction, Predictor
 from pipeline import schema
 from pipeline.download import STAGE as DOWNLOAD
-from pipeline.evaluate import Benchmark, category_prompt, open_image, read_annotations
+from pipeline.evaluate import Benchmark, category_names, open_image, read_annotations
 from pipeline.pretrain import HISTORY, TrainingRecord
 from pipeline.quality import measure_labels
 from pipeline.report import LabelQuality, Picture, Stage, Training
@@ -115,7 +114,7 @@ def label_pictures(labels: Path, selection: SelectionConfig, count: int) -> list
 def detection_pictures(models: Mapping[str, Path], benchmark: Benchmark, count: int) -> list[Picture]:
     """Draw truth and every model's detections over the first images of a benchmark."""
     content = read_annotations(benchmark.annotations)
-    names = {c["id"]: c["name"] for c in content["categories"]}
+    names = category_names(content["categories"])
     images = content["images"][:count]
     files = [benchmark.images / image["file_name"] for image in images]
     pictures = []
@@ -127,19 +126,18 @@ def detection_pictures(models: Mapping[str, Path], benchmark: Benchmark, count: 
             Picture(image=file.read_bytes(), title=file.stem, boxes=corners, phrases=labels, scores=[], group="Truth")
         )
     for model, folder in models.items():
-        predictor = Predictor(*load(folder))
-        found = predictor.detect([open_image(f) for f in files], category_prompt(content["categories"]))
-        pictures += [_detection_picture(f, p, names, model) for f, p in zip(files, found, strict=True)]
+        found = Predictor.load(folder).detect([open_image(f) for f in files], names)
+        pictures += [_detection_picture(f, p, model) for f, p in zip(files, found, strict=True)]
     return pictures
 
 
-def _detection_picture(file: Path, found: Prediction, names: dict[int, str], model: str) -> Picture:
+def _detection_picture(file: Path, found: Prediction, model: str) -> Picture:
     keep = [i for i, score in enumerate(found.scores) if score >= SHOWN_SCORE]
     return Picture(
         image=file.read_bytes(),
         title=file.stem,
         boxes=found.boxes_xyxy[keep].tolist(),
-        phrases=[names[found.labels[i]] for i in keep],
+        phrases=[found.phrases[i] for i in keep],
         scores=[found.scores[i] for i in keep],
         group=model.capitalize(),
     )

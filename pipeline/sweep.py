@@ -23,7 +23,7 @@ from glipv2.inference.predictor import Predictor
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.sample import GroundingSample, collate
 from glipv2.text.prompts import Prompt
-from glipv2.text.tokenizer import WordPiece
+from glipv2.text.tokenizer import Tokenizer
 from glipv2.transfer.prompt import CachedBatch, PromptTuning, PromptTuningConfig, cache
 from pipeline.evaluate import Benchmark, measure, open_image, read_annotations
 from pipeline.progress import Progress
@@ -212,7 +212,7 @@ def run_trial(spec: TrialSpec, cfg: SweepConfig, inputs: SweepInputs) -> dict[st
     torch.manual_seed(spec.seed)
     dataset = OdinwDataset(name=spec.dataset, root=inputs.root)
     model, tokenizer = load(inputs.model, "cuda" if cfg.num_gpus else "cpu")
-    predictor = Predictor(model, tokenizer)
+    predictor = Predictor(model, tokenizer, batch_size=cfg.batch_size)
     prompt = make_prompt(dataset, use_paper_prompts=cfg.use_paper_prompts)
     offset: torch.Tensor | None = None
     history: list[tuple[float, float]] = []
@@ -263,7 +263,7 @@ def _cached_batches(
     dataset: OdinwDataset,
     images: Sequence[str],
     prompt: Prompt,
-    trained: tuple[GLIPv2, WordPiece],
+    trained: tuple[GLIPv2, Tokenizer],
     cfg: SweepConfig,
 ) -> list[CachedBatch]:
     model, tokenizer = trained

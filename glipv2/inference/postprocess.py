@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torchvision.ops import nms
 
 from glipv2.config import ModelConfig
-from glipv2.model.boxes import decode, iou_inclusive, make_anchors
+from glipv2.model.boxes import decode, make_anchors, to_half_open
 from glipv2.model.heads import Regions
 
 
@@ -58,60 +59,58 @@ def postprocess(
     """
     anchors = make_anchors(regions.level_sizes, model.strides, model.anchor_scale, regions.alignment.device)
     lengths = [height * width for height, width in regions.level_sizes]
-    boxes = decode(regions.box_deltas, anchors.expand(len(sizes), -1, -1))
     centerness = regions.centerness.sigmoid()
-    return [
-        _one_image(
-            _class_scores(regions.alignment[i], label_tokens[i]), centerness[i], _clip(boxes[i], sizes[i]), lengths, cfg
-        )
-        for i in range(len(sizes))
-    ]
+    detections = []
+    for image, size in enumerate(sizes):
+        class_scores = _class_scores(regions.alignment[image], label_tokens[image])
+        scores, anchor, labels = _candidates(class_scores, centerness[image], lengths, cfg)
+        boxes = _clip(decode(regions.box_deltas[image, anchor], anchors[anchor]), size)
+        kept = suppress(boxes, labels, cfg.nms_iou)[: cfg.max_detections]
+        detections.append(Detections(boxes_xyxy=boxes[kept], scores=scores[kept], labels=labels[kept]))
+    return detections
 
 
 def _class_scores(alignment: Float[Tensor, "a t"], label_tokens: Sequence[Sequence[int]]) -> Float[Tensor, "a k"]:
-    probability = alignment.sigmoid()
-    columns = [
-        probability[:, list(tokens)].mean(1) if tokens else torch.zeros_like(probability[:, 0])
-        for tokens in label_tokens
-    ]
-    return torch.stack(columns, 1) if columns else probability[:, :0]
+    """Average each label's token probabilities, all labels at once."""
+    share = torch.zeros(alignment.shape[1], len(label_tokens))
+    for label, tokens in enumerate(label_tokens):
+        share[list(tokens), label] = 1 / max(1, len(tokens))
+    return alignment.sigmoid() @ share.to(alignment)
 
 
-def _clip(boxes: Float[Tensor, "a 4"], size: tuple[int, int]) -> Float[Tensor, "a 4"]:
+def _candidates(
+    class_scores: Float[Tensor, "a k"], centerness: Float[Tensor, " a"], lengths: list[int], cfg: PostprocessConfig
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Choose the (anchor, label) pairs worth a box, best first: their scores, anchors and labels."""
+    anchors, labels, scores, start = [], [], [], 0
+    for length in lengths:
+        level = class_scores[start : start + length]
+        anchor, label = (level > cfg.min_class_score).nonzero(as_tuple=True)
+        joint = level[anchor, label] * centerness[start + anchor]
+        joint, best = joint.topk(min(cfg.candidates_per_level, len(joint)))
+        scores.append(joint.sqrt())
+        anchors.append(start + anchor[best])
+        labels.append(label[best])
+        start += length
+    ranked, order = torch.cat(scores).sort(descending=True, stable=True)
+    return ranked, torch.cat(anchors)[order], torch.cat(labels)[order]
+
+
+def _clip(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Float[Tensor, "n 4"]:
     width, height = size
     limit = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def _one_image(
-    class_scores: Tensor, centerness: Tensor, boxes: Tensor, lengths: list[int], cfg: PostprocessConfig
-) -> Detections:
-    joint = class_scores * centerness[:, None]
-    chosen, start = [], 0
-    for length in lengths:
-        level = slice(start, start + length)
-        anchor, label = (class_scores[level] > cfg.min_class_score).nonzero(as_tuple=True)
-        score = joint[level][anchor, label]
-        best = score.topk(min(cfg.candidates_per_level, len(score))).indices
-        chosen.append(torch.stack([anchor[best] + start, label[best]]))
-        start += length
-    anchor, label = torch.cat(chosen, 1)
-    scores = joint[anchor, label].sqrt()
-    order = scores.argsort(descending=True, stable=True)
-    anchor, label, scores = anchor[order], label[order], scores[order]
-    kept = suppress(boxes[anchor], label, cfg.nms_iou)[: cfg.max_detections]
-    return Detections(boxes_xyxy=boxes[anchor[kept]], scores=scores[kept], labels=label[kept])
-
-
 def suppress(boxes_xyxy: Float[Tensor, "n 4"], labels: Int[Tensor, " n"], iou: float) -> Int[Tensor, " m"]:
     """Greedy suppression per label of boxes given best first; overlap counts the inclusive pixel.
 
-    torchvision's does not, and so keeps boxes clipped to zero width that the reference drops.
+    torchvision's does not, and would keep boxes clipped to zero width that the reference drops. It is given half-open
+    boxes in double precision, where adding the pixel is exact; label by label, as the cost grows with the square.
     """
-    overlapping = (iou_inclusive(boxes_xyxy, boxes_xyxy) > iou) & (labels[:, None] == labels[None])
-    rows = overlapping.triu(1).cpu().numpy()
-    alive = torch.ones(len(boxes_xyxy), dtype=torch.bool).numpy()
-    for index in range(len(rows)):
-        if alive[index]:
-            alive &= ~rows[index]
-    return torch.from_numpy(alive).nonzero()[:, 0].to(boxes_xyxy.device)
+    half_open = to_half_open(boxes_xyxy.double()).cpu()  # a launch per label would cost a GPU more than the boxes
+    falling = -torch.arange(len(half_open), dtype=torch.double)
+    by_label = labels.cpu().argsort(stable=True)
+    counts = labels.cpu().bincount().tolist()
+    kept = [rows[nms(half_open[rows], falling[rows], iou)] for rows in by_label.split(counts)]
+    return torch.cat([by_label[:0], *kept]).sort().values.to(labels.device)

@@ -1,7 +1,7 @@
 """Which anchor answers for which box: adaptive training sample selection (ATSS), as the reference runs it."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from glipv2.model.boxes import iou_inclusive
@@ -45,6 +45,12 @@ def assign(
     wanted = torch.full_like(overlaps, -1.0).scatter(0, candidate, torch.where(positive, overlap, -1.0))
     best, box = wanted.max(1)
     return torch.where(best >= 0, box, -1)
+
+
+def of_owner(rows: Num[Tensor, "n ..."], owners: Int[Tensor, " a"], nobody: int) -> Num[Tensor, "a ..."]:
+    """Look up each anchor's row among those of the boxes; background gets ``nobody``."""
+    # Index -1, background, is the row put last.
+    return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), nobody)])[owners]
 
 
 def centerness_targets(anchors: Float[Tensor, "n 4"], boxes_xyxy: Float[Tensor, "n 4"]) -> Float[Tensor, " n"]:

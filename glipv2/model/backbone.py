@@ -1,33 +1,104 @@
-"""Swin image encoder, built from timm's parts (reference behaviour: GLIP, ``SwinTransformer``)."""
+"""Swin image encoder, built from timm's parts (reference behaviour: GLIP, ``SwinTransformer``), and CoSwin."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, window_partition, window_reverse
+from jaxtyping import Float, Int
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 
 from glipv2.config import ModelConfig
 
 PATCH = 4
+CONV_EMBED = (7, 2)
+"""Kernel and padding of CoSwin's overlapping patch embedding; its stride is that of the patches."""
+CHUNK = 4096
+"""Positions whose widest features (6 MB at 96 channels) stay in a processor's cache."""
+APART = -100.0
+"""Added to attention between regions that are no neighbours (reference)."""
 
 
 class SwinBlock(SwinTransformerBlock):
-    """One Swin block that pads *before* it shifts, as the reference does; timm shifts first."""
+    """One Swin block, computed window by window: everything in it but the attention treats each position alone.
 
-    def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        height, width = x.shape[1:3]
-        window = self.window_size
-        x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-        padded_height, padded_width = x.shape[1:3]
-        shift_y, shift_x = self.shift_size
-        if shift_y or shift_x:
-            x = torch.roll(x, shifts=(-shift_y, -shift_x), dims=(1, 2))
-        windows = window_partition(x, window).view(-1, self.window_area, x.shape[-1])
-        attended = self.attn(windows, mask=self.get_attn_mask(x)).view(-1, *window, x.shape[-1])
-        x = window_reverse(attended, window, padded_height, padded_width)
-        if shift_y or shift_x:
-            x = torch.roll(x, shifts=(shift_y, shift_x), dims=(1, 2))
-        return x[:, :height, :width].contiguous()
+    One gather pads, shifts and cuts into windows, another puts all back. As in the reference it pads *before* it
+    shifts (timm shifts first), after the first norm, and lets padding take part in un-shifted windows.
+    """
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """Attend within windows, then transform each position."""
+        batch, height, width, channels = x.shape
+        window, shift = self.window_size[0], self.shift_size[0]
+        order, home, regions = _windows(height, width, window, shift, x.device)
+        rows = x.reshape(batch, height * width, channels)
+        # Without gradients a few windows at a time: what is between gather and return then stays in the cache.
+        chunk = len(order) if torch.is_grad_enabled() else max(1, CHUNK // (batch * self.window_area))
+        padded = bool(height % window or width % window)
+        done = [
+            self._some(rows, *some, padded=padded)
+            for some in zip(order.split(chunk), regions.split(chunk), strict=True)
+        ]
+        return torch.cat(done, 1).index_select(1, home).view(batch, height, width, channels)
+
+    def _some(
+        self, rows: Float[Tensor, "b _p c"], order: Int[Tensor, "k s"], regions: Int[Tensor, "k s"], *, padded: bool
+    ) -> Tensor:
+        batch, _, channels = rows.shape
+        x = rows.index_select(1, order.clamp(min=0).flatten())
+        normed = self.norm1(x)
+        if padded:
+            normed = normed * (order >= 0).view(-1, 1)
+        mask = None
+        if self.shift_size[0]:
+            mask = (regions[:, :, None] != regions[:, None]) * APART
+        attended = self.attn(normed.view(-1, self.window_area, channels), mask=mask).view(batch, -1, channels)
+        x = x + self.drop_path1(attended)
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return out
+
+
+def _windows(
+    height: int, width: int, window: int, shift: int, device: torch.device
+) -> tuple[Int[Tensor, "k s"], Int[Tensor, " p"], Int[Tensor, "k s"]]:
+    """Lay shifted windows over a map, padded right and bottom and rolled round.
+
+    Returns:
+        Per window the row-major positions it holds, -1 for padding; per position its place among all places of all
+        windows; and per window the region each of its places came from: those of different regions only met because
+        the map was rolled.
+    """
+    padded_height, padded_width = height + -height % window, width + -width % window
+    row, column = torch.arange(padded_height, device=device), torch.arange(padded_width, device=device)
+    y, x = (row + shift) % padded_height, (column + shift) % padded_width
+    position = torch.where((y < height)[:, None] & (x < width), y[:, None] * width + x, -1)
+    regions = _regions(row, window, shift)[:, None] * 3 + _regions(column, window, shift)
+
+    def cut(grid: Tensor) -> Tensor:
+        windows = grid.view(-1, window, padded_width // window, window).transpose(1, 2)
+        return windows.reshape(-1, window * window)
+
+    y, x = (row[:height] - shift) % padded_height, (column[:width] - shift) % padded_width
+    which = (y // window)[:, None] * (padded_width // window) + x // window
+    home = which * window**2 + (y % window)[:, None] * window + x % window
+    return cut(position), home.flatten(), cut(regions)
+
+
+def _regions(place: Int[Tensor, " p"], window: int, shift: int) -> Int[Tensor, " p"]:
+    return (place >= len(place) - window).int() + (place >= len(place) - shift).int()
+
+
+class ConvMerging(nn.Module):
+    """Halve a map by an overlapping 3x3 convolution, then normalise: CoSwin's patch merging, as in CvT."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        """Build the convolution; odd maps are rounded up, as `PatchMerging` does."""
+        super().__init__()
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b _h _w _c"]:
+        """Merge; channels come last here."""
+        merged: Tensor = self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return merged
 
 
 class Swin(nn.Module):
@@ -38,9 +109,11 @@ class Swin(nn.Module):
         super().__init__()
         dims = [cfg.swin_embed_dim * 2**stage for stage in range(4)]
         self.out_channels = tuple(dims[1:])
-        self.patch_embed = nn.Conv2d(3, dims[0], PATCH, PATCH)
+        kernel, padding = CONV_EMBED if cfg.swin_conv_embed else (PATCH, 0)
+        self.patch_embed = nn.Conv2d(3, dims[0], kernel, PATCH, padding)
         self.patch_norm = nn.LayerNorm(dims[0])
-        rates = torch.linspace(0, cfg.swin_drop_path, sum(cfg.swin_depths)).tolist()
+        last = max(1, sum(cfg.swin_depths) - 1)
+        merge = ConvMerging if cfg.swin_conv_embed else PatchMerging
         self.stages = nn.ModuleList()
         for stage, depth in enumerate(cfg.swin_depths):
             first = sum(cfg.swin_depths[:stage])
@@ -53,11 +126,11 @@ class Swin(nn.Module):
                     shift_size=cfg.swin_window // 2 if block % 2 else 0,
                     always_partition=True,
                     dynamic_mask=True,
-                    drop_path=rates[first + block],
+                    drop_path=cfg.swin_drop_path * (first + block) / last,
                 )
                 for block in range(depth)
             ]
-            merging = [PatchMerging(dims[stage - 1], dims[stage])] if stage else []
+            merging = [merge(dims[stage - 1], dims[stage])] if stage else []
             self.stages.append(nn.Sequential(*merging, *blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.out_channels)
 

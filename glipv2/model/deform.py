@@ -8,12 +8,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 KERNEL = 3
 TAPS = KERNEL * KERNEL
+CHUNK = 1024
+"""Positions whose samples (9 MB at 256 channels) stay in a processor's cache."""
 
 
 class DeformConv(nn.Module):
@@ -40,7 +42,7 @@ class DeformConv(nn.Module):
         if x.is_cuda:
             out: Tensor = deform_conv2d(x, offset, self.weight, self.bias, self.stride, padding=1, mask=mask)
             return out
-        with torch.autocast(x.device.type, enabled=False):  # never in half precision; torchvision's sees to it itself
+        with torch.autocast("cpu", enabled=False):  # never in half precision; torchvision's sees to it itself
             x, offset, mask = (t.to(self.weight.dtype) for t in (x, offset, mask))
             return gathered_deform_conv(x, offset, mask, self.weight, self.bias, self.stride)
 
@@ -51,31 +53,42 @@ def gathered_deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor
     out_height, out_width = offset.shape[2:]
     indices, weights = _corners(offset, mask, (height, width), stride)
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    sampled = F.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)
-    columns = sampled.view(batch * out_height * out_width, TAPS * channels)
-    out = F.linear(columns, weight.permute(0, 2, 3, 1).reshape(len(weight), -1), bias)
-    return out.view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
+    matrix = weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1)
+    # Without gradients some positions at a time, so that what is sampled goes through the cache, not the memory.
+    chunk = len(indices) if torch.is_grad_enabled() else CHUNK * TAPS
+    out = [
+        torch.addmm(bias, _gather(rows, *some).view(-1, TAPS * channels), matrix)
+        for some in zip(indices.split(chunk), weights.split(chunk), strict=True)
+    ]
+    return torch.cat(out).view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
 
 
-def _corners(offset: Tensor, mask: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
+def _gather(rows: Float[Tensor, "p c"], indices: Int[Tensor, "k 4"], weights: Float[Tensor, "k 4"]) -> Tensor:
+    return F.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)
+
+
+def _corners(
+    offset: Tensor, mask: Tensor, size: tuple[int, int], stride: int
+) -> tuple[Int[Tensor, "k 4"], Float[Tensor, "k 4"]]:
     """List, per (image, position, tap), the rows of the four corners and their weights; outside weighs nothing."""
     height, width = size
     batch, _, out_height, out_width = offset.shape
-    offset = offset.view(batch, TAPS, 2, out_height, out_width).permute(0, 3, 4, 1, 2)  # b oh ow taps 2
+    offset = offset.permute(0, 2, 3, 1).unflatten(3, (TAPS, 2))  # b oh ow taps 2
     taps = torch.arange(TAPS, device=offset.device)
     base_y = torch.arange(out_height, device=offset.device)[:, None, None] * stride - 1 + taps // KERNEL
     base_x = torch.arange(out_width, device=offset.device)[None, :, None] * stride - 1 + taps % KERNEL
-    y, x = offset[..., 0] + base_y, offset[..., 1] + base_x
-    top, left = y.detach().floor(), x.detach().floor()
-    below, right = y - top, x - left  # fractions; their gradients reach the offsets
-    image = torch.arange(batch, device=offset.device)[:, None, None, None] * (height * width)
-    modulation = mask.permute(0, 2, 3, 1)
-    indices, weights = [], []
-    for dy, wy in ((0, 1 - below), (1, below)):
-        for dx, wx in ((0, 1 - right), (1, right)):
-            row, column = top + dy, left + dx
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            index = torch.where(inside, row * width + column, 0)  # also where an offset is no number
-            indices.append(index.long() + image)
-            weights.append(wy * wx * modulation * inside)
-    return torch.stack(indices, -1).view(-1, 4), torch.stack(weights, -1).view(-1, 4)
+    rows, wy = _ends(offset[..., 0] + base_y, height)
+    columns, wx = _ends(offset[..., 1] + base_x, width)
+    image = torch.arange(batch, device=offset.device).view(-1, 1, 1, 1, 1, 1) * (height * width)
+    indices = (rows * width)[..., None] + columns[..., None, :] + image
+    weights = (wy * mask.permute(0, 2, 3, 1)[..., None])[..., None] * wx[..., None, :]
+    return indices.view(-1, 4), weights.view(-1, 4)
+
+
+def _ends(place: Float[Tensor, "*k"], length: int) -> tuple[Int[Tensor, "*k 2"], Float[Tensor, "*k 2"]]:
+    """Find the two whole numbers around each place and their shares; one outside the map is given as 0, without any."""
+    below = place.detach().floor()
+    share = place - below  # its gradient reaches the offsets
+    ends = torch.stack([below, below + 1], -1)
+    inside = (ends >= 0) & (ends < length)  # false, too, where an offset is no number
+    return torch.where(inside, ends, 0).long(), torch.stack([1 - share, share], -1) * inside

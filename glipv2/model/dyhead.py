@@ -43,7 +43,8 @@ class DyReLU(nn.Module):
         first_slope, first_offset, second_slope, second_offset = (
             part - 0.5 for part in F.hardsigmoid(self.expand(hidden))[..., None, None].chunk(4, 1)
         )
-        return torch.maximum(x * (2 * first_slope + 1) + first_offset, x * (2 * second_slope) + second_offset)
+        first = torch.addcmul(first_offset, x, 2 * first_slope + 1)
+        return torch.maximum(first, torch.addcmul(second_offset, x, 2 * second_slope))
 
 
 class DynamicConv(nn.Module):
@@ -76,9 +77,11 @@ class DynamicConv(nn.Module):
         if level < len(pyramid) - 1:
             up = self.coarser(pyramid[level + 1], offset, mask)
             branches.append(F.interpolate(up, size=x.shape[2:], mode="bilinear", align_corners=True))
-        stacked = torch.stack(branches)  # branches b c h w
-        weights = F.hardsigmoid(F.relu(self.scale(stacked.mean((3, 4), keepdim=True).flatten(0, 1))))
-        mixed = (stacked * weights.view(len(branches), -1, 1, 1, 1)).mean(0)
+        mixed = torch.zeros_like(x)
+        for branch in branches:
+            weight = F.hardsigmoid(F.relu(self.scale(branch.mean((2, 3), keepdim=True))))
+            mixed = torch.addcmul(mixed, branch, weight)
+        mixed = mixed / len(branches)
         activated: Tensor = self.activation(mixed)
         return activated
 

@@ -52,11 +52,12 @@ class Block(nn.Module):
         if not self.deep_fusion:
             return self.dynamic_conv(pyramid), text
         sizes = [x.shape[2:] for x in pyramid]
-        rows = torch.cat([x.flatten(2) for x in pyramid], 2).transpose(1, 2)
+        # Channels last throughout: then rows and maps are views of each other.
+        rows = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], 1)
         rows, text = self.fusion(rows, text, mask)
         text = self.text_layer(text, mask)
-        levels = rows.transpose(1, 2).split([h * w for h, w in sizes], 2)
-        return self.dynamic_conv([x.unflatten(2, size) for x, size in zip(levels, sizes, strict=True)]), text
+        levels = zip(rows.split([h * w for h, w in sizes], 1), sizes, strict=True)
+        return self.dynamic_conv([x.unflatten(1, size).permute(0, 3, 1, 2) for x, size in levels]), text
 
 
 class GLIPv2(nn.Module):

@@ -49,18 +49,20 @@ class GroundingHead(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.constant_(conv.get_parameter("bias"), 0.0)
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def forward(self, pyramid: list[Float[Tensor, "b c _h _w"]], text: Float[Tensor, "b t d"]) -> Regions:
-        """Predict for every position of every level."""
+        """Predict for every position of every level, in single precision whatever the tower ran in."""
+        pyramid, text = [x.to(self.bias.dtype) for x in pyramid], text.to(self.bias.dtype)
         unit = F.normalize(text, dim=-1)
         words = self.text_projection(unit / 2) / self.log_scale.exp()
         word_bias = (unit @ self.text_bias + self.bias)[:, None]
-        regions = torch.cat([x.flatten(2) for x in pyramid], 2).transpose(1, 2)
+        regions = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], 1)
         boxes = [self.box(x).flatten(2) * scale for x, scale in zip(pyramid, self.level_scale, strict=True)]
-        # Losses and postprocessing are single precision, whatever the network ran in.
         return Regions(
-            alignment=(regions @ words.transpose(1, 2) + word_bias).clamp(-CLAMP, CLAMP).float(),
-            box_deltas=torch.cat(boxes, 2).transpose(1, 2).float(),
-            centerness=torch.cat([self.centerness(x).flatten(1) for x in pyramid], 1).float(),
+            alignment=torch.baddbmm(word_bias, regions, words.transpose(1, 2)).clamp(-CLAMP, CLAMP),
+            box_deltas=torch.cat(boxes, 2).transpose(1, 2),
+            centerness=torch.cat([self.centerness(x).flatten(1) for x in pyramid], 1),
             text=text,
             level_sizes=tuple((x.shape[2], x.shape[3]) for x in pyramid),
         )
@@ -99,7 +101,7 @@ class ContrastHead(nn.Module):
         fused_text: Float[Tensor, "b t d"],
     ) -> ContrastFeatures:
         """Project pyramid and text as they were before the fusion; the reference's variant takes the fused text."""
-        rows = torch.cat([x.flatten(2) for x in pyramid], 2).transpose(1, 2)
+        rows = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], 1)
         words = text if self.variant == "paper" else F.normalize(fused_text, dim=-1)
         return ContrastFeatures(
             regions=F.normalize(self.region_projection(rows).float(), dim=-1),

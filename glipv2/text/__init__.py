@@ -1,1 +1,1 @@
-"""Text: prompts, token spans and the tokenizer."""
+"""Text: tokenizers, prompts, token spans, packed captions, mirrored texts and hidden words."""

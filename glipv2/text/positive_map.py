@@ -1,5 +1,6 @@
 """From character spans (``tokens_positive``) to the tokens they cover."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 from glipv2.text.tokenizer import CharSpan
 
 
-def token_at(offsets: Sequence[CharSpan], character: int) -> int | None:
-    """Return the token that covers a character, or None between tokens (blanks) and past the cut."""
-    for index, (begin, end) in enumerate(offsets):
-        if begin <= character < end:
-            return index
-    return None
+def tokens_at(offsets: Sequence[CharSpan], character: int) -> range:
+    """Return the tokens that cover a character: none between tokens (blanks) and past the cut, in most texts one.
+
+    CLIP spells a rare character by its bytes, each a token of the whole character.
+    """
+    # In the order of the text, but for the end token with its (0, 0).
+    count = len(offsets) - 1 if offsets and offsets[-1] == (0, 0) else len(offsets)
+    first = bisect_right(offsets, character, hi=count, key=_end)
+    return range(first, bisect_right(offsets, character, lo=first, hi=count, key=_begin))
 
 
 def tokens_of_span(offsets: Sequence[CharSpan], span: CharSpan) -> list[int]:
@@ -24,11 +28,9 @@ def tokens_of_span(offsets: Sequence[CharSpan], span: CharSpan) -> list[int]:
     does not, the two before it; if an end is still missing the span is given up and the list is empty.
     """
     begin, end = span
-    first = _first_token(offsets, (begin, begin + 1, begin + 2))
-    last = _first_token(offsets, (end - 1, end - 2, end - 3))
-    if first is None or last is None:
-        return []
-    return list(range(first, last + 1))
+    first = _first_covered(offsets, (begin, begin + 1, begin + 2))
+    last = _first_covered(offsets, (end - 1, end - 2, end - 3))
+    return list(range(first.start, last.stop)) if first and last else []
 
 
 def positive_map(
@@ -45,9 +47,14 @@ def positive_map(
     return rows
 
 
-def _first_token(offsets: Sequence[CharSpan], characters: Sequence[int]) -> int | None:
-    for character in characters:
-        token = token_at(offsets, character) if character >= 0 else None
-        if token is not None:
-            return token
-    return None
+def _begin(span: CharSpan) -> int:
+    return span[0]
+
+
+def _end(span: CharSpan) -> int:
+    return span[1]
+
+
+def _first_covered(offsets: Sequence[CharSpan], characters: Sequence[int]) -> range:
+    covers = (tokens_at(offsets, character) for character in characters if character >= 0)
+    return next((tokens for tokens in covers if tokens), range(0))

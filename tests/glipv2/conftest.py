@@ -1,8 +1,8 @@
 """Golden arrays under our names, eight drawn images, and a model small enough to build anew for every test."""
 
 import json
+import os
 import random
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,102 +14,145 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from glipv2.config import ModelConfig, nano
+from glipv2 import checkpoint
+from glipv2.config import ModelConfig, glip_t, nano
 from glipv2.image import prepare
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.sample import GroundingSample
+from glipv2.model.heads import Regions
+from glipv2.released import BLOCK_PARTS, LEVEL_SCALE, upstream_names
+from glipv2.sample import NOT_PREDICTED, Batch, GroundingSample, Target
 from glipv2.text.prompts import Prompt, build_prompt
 from glipv2.text.tokenizer import WordPiece, make_vocabulary
 
 Arrays = dict[str, Tensor]
 
-# Upstream's parameter names and ours; the first rule that fits a name replaces that part of it.
-SWIN = (
-    (r"^backbone\.body\.patch_embed\.proj", "swin.patch_embed"),
-    (r"^backbone\.body\.patch_embed\.norm", "swin.patch_norm"),
-    (r"^backbone\.body\.norm([123])", lambda m: f"swin.norms.{int(m[1]) - 1}"),
-    # Upstream ends a stage with the merging that we begin the next one with, so a later stage's blocks move by one.
-    (r"^backbone\.body\.layers\.(\d)\.downsample", lambda m: f"swin.stages.{int(m[1]) + 1}.0"),
-    (r"^backbone\.body\.layers\.0\.blocks\.(\d+)", r"swin.stages.0.\1"),
-    (r"^backbone\.body\.layers\.(\d)\.blocks\.(\d+)", lambda m: f"swin.stages.{m[1]}.{int(m[2]) + 1}"),
-)
-FPN_AND_TEXT = (
-    (r"^backbone\.fpn\.fpn_inner([234])", lambda m: f"fpn.laterals.{int(m[1]) - 2}"),
-    (r"^backbone\.fpn\.fpn_layer([234])", lambda m: f"fpn.outputs.{int(m[1]) - 2}"),
-    (r"^backbone\.fpn\.top_blocks", "fpn"),
-    (r"^language_backbone\.body\.model", "text_encoder.bert"),
-)
-FUSION = (
-    (r"gamma_v", "image_scale"),
-    (r"gamma_l", "text_scale"),
-    (r"layer_norm_v", "image_norm"),
-    (r"layer_norm_l", "text_norm"),
-    (r"attn\.v_proj", "image_query"),
-    (r"attn\.l_proj", "text_key"),
-    (r"attn\.values_v_proj", "image_value"),
-    (r"attn\.values_l_proj", "text_value"),
-    (r"attn\.out_v_proj", "image_output"),
-    (r"attn\.out_l_proj", "text_output"),
-)
-TEXT_LAYER = (
-    (r"attention\.self\.(query|key|value)", r"\1"),
-    (r"attention\.output\.dense", "output"),
-    (r"attention\.output\.LayerNorm", "attention_norm"),
-    (r"intermediate\.dense", "up"),
-    (r"output\.dense", "down"),
-    (r"output\.LayerNorm", "output_norm"),
-)
-DYNAMIC_CONV = (
-    (r"DyConv\.0\.conv", "coarser.conv"),
-    (r"DyConv\.1\.conv", "same.conv"),
-    (r"DyConv\.2\.conv", "finer.conv"),
-    (r"DyConv\.0\.bn", "coarser.norm"),
-    (r"DyConv\.1\.bn", "same.norm"),
-    (r"DyConv\.2\.bn", "finer.norm"),
-    (r"AttnConv\.1", "scale"),
-    (r"relu\.fc\.0", "activation.reduce"),
-    (r"relu\.fc\.2", "activation.expand"),
-    (r"offset", "offset"),
-)
-HEAD = (
-    (r"^rpn\.head\.dot_product_projection_text", "head.text_projection"),
-    (r"^rpn\.head\.bias_lang", "head.text_bias"),
-    (r"^rpn\.head\.bias0", "head.bias"),
-    (r"^rpn\.head\.bbox_pred", "head.box"),
-    (r"^rpn\.head\.(log_scale|centerness)", r"head.\1"),
-)
-TOWER = {0: ("fusion", FUSION), 1: ("text_layer", TEXT_LAYER), 2: ("dynamic_conv", DYNAMIC_CONV)}
-WITHOUT_TWIN = re.compile(
-    r"relative_position_index|anchor_generator|cls_logits|mlm_head|loss_evaluator|head\.scales\.\d"
-)
-"""Buffers we derive, losses not built yet, and the five scalars that are one vector here."""
+NO_CASE = "none"
+GOLDENS = Path(os.environ.get("GLIPV2_GOLDENS", Path(__file__).resolve().parents[3] / "shared" / "goldens"))
+LEVELS = ("P3", "P4", "P5", "P6", "P7")
+ATOL = 5e-4  # the reference's own float32 noise is 3e-5
 
 
-def _first_rule(rules: tuple[Any, ...], name: str) -> str:
-    for pattern, ours in rules:
-        renamed, hits = re.subn(pattern, ours, name, count=1)
-        if hits:
-            return renamed
-    raise KeyError(f"no rule for {name}")
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One golden case: what goes in, what came out of the reference, and what comes out here."""
+
+    name: str
+    inputs: Arrays
+    expected: Arrays
+    facts: dict[str, Any]
+    batch: Batch
+    taps: Arrays
+    regions: Regions
+
+    def assert_close(self, tap: str, ours: Tensor, upstream: str = "") -> None:
+        expected = self.expected[upstream or tap]
+        message = f"{tap} of case {self.name} is off by {(ours - expected).abs().max():.2e}"
+        torch.testing.assert_close(ours, expected, atol=ATOL, rtol=0, msg=message)
+
+    def rows(self, prefix: str) -> Tensor:
+        """The five upstream maps after a prefix as our rows: b, anchors, channels."""
+        return torch.cat([self.expected[f"{prefix}.{level}"].flatten(2) for level in LEVELS], 2).transpose(1, 2)
 
 
-def our_name(name: str) -> str:
-    """Translate the upstream name of a whole model's parameter."""
-    if tower := re.match(r"^rpn\.head\.dyhead_tower\.(\d+)\.(?:b_attn\.)?(.*)", name):
-        block, layer = divmod(int(tower[1]), 3)
-        part, rules = TOWER[layer]
-        return f"tower.{block}.{part}.{_first_rule(rules, tower[2])}"
-    return _first_rule((*SWIN, *FPN_AND_TEXT, *HEAD), name)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test of ``case`` one run per golden case, whatever cases there are."""
+    if "case" in metafunc.fixturenames:
+        names = sorted(path.name.removesuffix("_inputs.npz") for path in GOLDENS.glob("nano_*_inputs.npz"))
+        metafunc.parametrize("case", names or [NO_CASE], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def renamed() -> Callable[[Mapping[str, Tensor]], Arrays]:
-    """Translate a whole state dict (or its gradients); what has no twin here is left out."""
+def case(request: pytest.FixtureRequest, goldens: Path, golden_model: GLIPv2) -> Case:
+    assert request.param != NO_CASE, f"{goldens} holds no golden case"
+    inputs, expected = (read_arrays(goldens / f"{request.param}_{part}.npz") for part in ("inputs", "expected"))
+    batch = golden_batch(inputs)
+    taps: Arrays = {}
+    hooks = [
+        getattr(block, part).register_forward_hook(_record(taps, f"layer{number}.{tap}"))
+        for number, block in enumerate(golden_model.tower)
+        for part, tap in (("fusion", "fuse"), ("text_layer", "bert"), ("dynamic_conv", "dyconv"))
+    ]
+    with torch.no_grad():
+        regions = golden_model(batch.pixels, batch.ids, batch.mask).regions
+    for hook in hooks:
+        hook.remove()
+    facts = json.loads((goldens / f"{request.param}_meta.json").read_text(encoding="utf-8"))
+    return Case(
+        name=request.param, inputs=inputs, expected=expected, facts=facts, batch=batch, taps=taps, regions=regions
+    )
+
+
+def golden_batch(inputs: Arrays) -> Batch:
+    counts = inputs["boxes_per_image"].tolist()
+    boxes, words = inputs["gt_boxes"].split(counts), inputs["positive_map_train"].split(counts)
+    return Batch(
+        pixels=inputs["images"],
+        ids=inputs["input_ids"],
+        mask=inputs["attention_mask"],
+        loss_mask=inputs["attention_mask"] > 0,
+        token_categories=torch.full_like(inputs["input_ids"], -1),
+        masked_words=torch.full_like(inputs["input_ids"], NOT_PREDICTED),
+        targets=tuple(
+            Target(boxes_xyxy=b, positive_map=w, categories=torch.full((len(b),), -1))
+            for b, w in zip(boxes, words, strict=True)
+        ),
+    )
+
+
+def _record(taps: Arrays, name: str) -> Callable[..., None]:
+    def hook(_module: object, _inputs: object, output: Any) -> None:
+        if name.endswith("fuse"):
+            taps[f"{name}.rows"], taps[f"{name}.text"] = output
+        elif name.endswith("bert"):
+            taps[f"{name}.text"] = output
+        else:
+            taps.update({f"{name}.{level}": x for level, x in zip(LEVELS, output, strict=True)})
+
+    return hook
+
+
+@pytest.fixture(scope="session")
+def cfg(goldens: Path) -> ModelConfig:
+    """The size of the golden model: GLIP-T's structure, with the heads of both further losses, as upstream has them."""
+    stored = json.loads((goldens / "nano_config.json").read_text(encoding="utf-8"))
+    bert, model = stored["bert"], stored["cfg_overrides_on_glip_T_yaml"]
+    return replace(
+        glip_t(),
+        swin_embed_dim=model["MODEL.SWINT.EMBED_DIM"],
+        swin_depths=tuple(model["MODEL.SWINT.DEPTHS"]),
+        swin_num_heads=tuple(model["MODEL.SWINT.NUM_HEADS"]),
+        swin_drop_path=0.0,
+        channels=model["MODEL.DYHEAD.CHANNELS"],
+        fpn_drop_block=0.0,
+        vocab_size=bert["vocab_size"],
+        text_dim=bert["hidden_size"],
+        text_layers=bert["num_hidden_layers"],
+        text_heads=bert["num_attention_heads"],
+        text_ffn_dim=bert["intermediate_size"],
+        text_dropout=0.0,
+        num_blocks=model["MODEL.DYHEAD.NUM_CONVS"],
+        fusion_dim=stored["fuse_embed_dim"],
+        fusion_heads=stored["fuse_heads"],
+        fusion_dropout=0.0,
+        contrast="reference",
+        contrast_dim=model["MODEL.DYHEAD.FUSE_CONFIG.SHALLOW_CONTRASTIVE_HIDDEN_DIM"],
+        word_head=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_model(goldens: Path, cfg: ModelConfig) -> GLIPv2:
+    return checkpoint.load_released(goldens / "nano_state_dict.safetensors", cfg)
+
+
+@pytest.fixture(scope="session")
+def renamed(golden_model: GLIPv2) -> Callable[[Mapping[str, Tensor]], Arrays]:
+    """Translate what is given per upstream parameter (gradients, norms); the five level scales become one vector."""
 
     def rename(upstream: Mapping[str, Tensor]) -> Arrays:
-        ours = {our_name(name): value for name, value in upstream.items() if not WITHOUT_TWIN.search(name)}
+        ours = {a: upstream[b] for a, b in upstream_names(golden_model).items() if b in upstream}
         scales = [value for name, value in sorted(upstream.items()) if ".head.scales." in name]
-        return {**ours, "head.level_scale": torch.cat(scales)} if scales else ours
+        return {**ours, LEVEL_SCALE: torch.cat(scales)} if scales else ours
 
     return rename
 
@@ -117,11 +160,14 @@ def renamed() -> Callable[[Mapping[str, Tensor]], Arrays]:
 @pytest.fixture(scope="session")
 def part_of() -> Callable[[Arrays, str, str], Arrays]:
     """Take one layer's parameters, given under upstream names after a prefix, under ours."""
-    rules = dict(TOWER.values())
 
     def take(arrays: Arrays, prefix: str, part: str) -> Arrays:
-        names = [name for name in arrays if name.startswith(prefix)]
-        return {_first_rule(rules[part], name.removeprefix(prefix)): arrays[name] for name in names}
+        return {
+            ours + name.removeprefix(prefix + theirs): value
+            for name, value in arrays.items()
+            for ours, theirs in BLOCK_PARTS[part].items()
+            if f"{name}.".startswith(f"{prefix}{theirs}.")
+        }
 
     return take
 

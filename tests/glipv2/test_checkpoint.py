@@ -1,15 +1,17 @@
 """Model folders."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from glipv2 import checkpoint
+from glipv2.config import ModelConfig
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.sample import pad_tokens
-from glipv2.text.tokenizer import WordPiece
+from glipv2.text.tokenizer import ClipBPE, WordPiece
 
 
 @pytest.fixture
@@ -22,7 +24,6 @@ def folder(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> Path:
 def test_a_loaded_model_gives_identical_outputs(folder: Path, model: GLIPv2, tokenizer: WordPiece) -> None:
     loaded, its_tokenizer = checkpoint.load(folder)
     texts, pixels = ["Red square, zoo"], torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert its_tokenizer.vocabulary == tokenizer.vocabulary
     assert its_tokenizer(texts) == tokenizer(texts)
     assert loaded.cfg == model.cfg
     assert not loaded.training
@@ -35,7 +36,27 @@ def test_a_loaded_model_gives_identical_outputs(folder: Path, model: GLIPv2, tok
 def test_a_vocabulary_with_odd_line_breaks_keeps_its_ids(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> None:
     odd = WordPiece([*tokenizer.vocabulary[:-1], "\u2028", "last"], max_tokens=8)
     checkpoint.save(model, odd, tmp_path)
-    assert checkpoint.load(tmp_path)[1].vocabulary == odd.vocabulary
+    loaded = checkpoint.load(tmp_path)[1]
+    assert isinstance(loaded, WordPiece)
+    assert loaded.vocabulary == odd.vocabulary
+
+
+def test_a_model_with_clip_text_keeps_its_tokenizer(tiny: ModelConfig, tmp_path: Path) -> None:
+    model = GLIPv2(replace(tiny, text_encoder="clip", vocab_size=6))
+    letters = ("a", "b", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>")
+    clip = ClipBPE({token: number for number, token in enumerate(letters)}, [], max_tokens=tiny.max_tokens)
+    checkpoint.save(model, clip, tmp_path)
+    loaded, tokenizer = checkpoint.load(tmp_path)
+    assert isinstance(tokenizer, ClipBPE)
+    assert tokenizer(["ab a"]) == clip(["ab a"])
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_loaded_model_outlives_its_file(folder: Path, model: GLIPv2) -> None:
+    loaded, _ = checkpoint.load(folder)
+    weights = folder / checkpoint.WEIGHTS
+    weights.write_bytes(b"\0" * weights.stat().st_size)
+    assert torch.equal(loaded.head.text_projection.weight, model.head.text_projection.weight)
 
 
 def test_saving_again_replaces_the_weights(folder: Path, model: GLIPv2, tokenizer: WordPiece) -> None:
@@ -62,6 +83,11 @@ def test_an_absent_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / checkpoint.WEIGHTS).unlink()
     assert_one_clear_line(folder, "lacks model.safetensors")
+
+
+def test_a_folder_without_a_vocabulary_is_refused(folder: Path) -> None:
+    (folder / "vocab.txt").unlink()
+    assert_one_clear_line(folder, r"no tokenizer at .*give a vocab\.txt")
 
 
 def test_the_folder_of_another_kind_of_model_is_refused(folder: Path) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from glipv2.config import ModelConfig
 from glipv2.image import Picture, prepare, scale_boxes, target_size
-from glipv2.inference.postprocess import suppress
+from glipv2.inference.postprocess import _class_scores, suppress
 from glipv2.losses.assign import centerness_targets
+from glipv2.losses.contrast import Comparison
 from glipv2.losses.grounding import giou_loss, token_focal_loss
 from glipv2.model.boxes import decode, encode, make_anchors, to_half_open, to_inclusive
 from glipv2.model.deform import gathered_deform_conv
@@ -20,7 +21,7 @@ from glipv2.model.dyhead import DynamicConv, ModulatedBranch
 from glipv2.model.fusion import Fusion
 from glipv2.model.language import TextLayer
 from glipv2.text.positive_map import positive_map, tokens_of_span
-from glipv2.text.prompts import build_prompt
+from glipv2.text.prompts import Prompt, Wording, build_prompt
 from glipv2.text.tokenizer import WordPiece
 from glipv2.train import OptimConfig, make_schedule
 
@@ -148,17 +149,74 @@ def test_target_sizes(unit_facts: dict[str, Any]) -> None:
         assert list(target_size(width, height, 800, 1333)) == case["hw_out"][::-1], case["wh"]
 
 
+def label_tokens(prompt: Prompt, tokenizer: WordPiece) -> dict[str, list[int]]:
+    encoding = tokenizer([prompt.text])[0]
+    return {str(label): tokens_of_span(encoding.offsets, span) for label, span in prompt.spans.items()}
+
+
+def worded(labels: list[int], wordings: list[dict[str, str]] | None) -> dict[int, Wording]:
+    return {label: Wording(**wording) for label, wording in zip(labels, wordings or [], strict=False)}
+
+
 def test_prompts_have_the_tokens_of_the_reference(unit_facts: dict[str, Any], golden_tokenizer: WordPiece) -> None:
-    plain = [c for c in unit_facts["prompt_builder"] if not (c["caption_prompt"] or c["additional_labels"])]
-    assert len(plain) > 3
-    for case in plain:
-        prompt = build_prompt(list(zip(case["labels"], case["names"], strict=True)), case["separation"])
-        # The reference leaves a blank where a bracketed remark stood; no token notices.
-        assert prompt.text == case["caption"].replace(" . ", ". ").rstrip()
-        encoding = golden_tokenizer([prompt.text])[0]
-        assert encoding.ids == case["input_ids"]
-        tokens = {str(label): tokens_of_span(encoding.offsets, span) for label, span in prompt.spans.items()}
-        assert tokens == case["label_to_tokens"]
+    for case in unit_facts["prompt_builder"]:
+        prompt = build_prompt(
+            list(zip(case["labels"], case["names"], strict=True)),
+            case["separation"],
+            wordings=worded(case["labels"], case["caption_prompt"]),
+            distractors=case["additional_labels"] or (),
+        )
+        # Ours has no blank where a bracketed remark stood; no token sees it.
+        assert golden_tokenizer([prompt.text])[0].ids == case["input_ids"]
+        assert label_tokens(prompt, golden_tokenizer) == case["label_to_tokens"]
+
+
+def test_prompts_of_the_demo_have_the_tokens_of_the_reference(
+    unit_facts: dict[str, Any], golden_tokenizer: WordPiece
+) -> None:
+    for case in unit_facts["prompt_builder_demo_list"]:
+        prompt = build_prompt(list(enumerate(case["input"], start=1)), " . ")
+        assert label_tokens(prompt, golden_tokenizer) == case["label_to_tokens"]
+
+
+def test_entities_of_a_sentence_have_the_tokens_of_the_reference(
+    unit_facts: dict[str, Any], golden_tokenizer: WordPiece
+) -> None:
+    for case in unit_facts["prompt_builder_demo_custom_entity"]:
+        spans = {}
+        for label, entity in enumerate(case["custom_entity"], start=1):
+            begin = case["caption"].index(entity["span"]) if "span" in entity else entity["char_bounds"][0]
+            spans[label] = (begin, begin + len(entity["span"]) if "span" in entity else entity["char_bounds"][1])
+        prompt = Prompt(text=case["caption"], spans=spans)
+        assert label_tokens(prompt, golden_tokenizer) == case["label_to_tokens"]
+
+
+def test_detection_prompts_of_training_have_the_spans_of_the_reference(
+    unit_facts: dict[str, Any], golden_tokenizer: WordPiece
+) -> None:
+    for case in unit_facts["od_to_grounding_simple"]:
+        names = [(int(label), name) for label, name in case["ind_to_class"].items()]
+        wordings = worded([label for label, _ in names], case["kwargs"].get("caption_prompt"))
+        if case["kwargs"].get("add_detection_prompt"):
+            wordings[names[0][0]] = Wording(name=names[0][1], prefix="object detection : ")
+        prompt = build_prompt(names, case["kwargs"]["separation_tokens"], wordings=wordings)
+        assert prompt.text.rstrip() == case["caption"].rstrip()
+        for label, [(begin, end)] in zip(case["box_labels"], case["tokens_positive"], strict=True):
+            assert prompt.text[slice(*prompt.spans[label])] == case["caption"][begin:end].strip()
+
+
+def test_class_scores_are_means_over_the_tokens_of_a_class(units: Arrays, unit_facts: dict[str, Any]) -> None:
+    by_label = {int(label): tokens for label, tokens in unit_facts["g2od.positive_map"].items()}
+    width = units["g2od.MEAN"].shape[-1]
+    tokens = [by_label.get(label, []) for label in range(1, width + 1)]
+    for image in range(2):
+        scores = _class_scores(units["g2od.token_prob"][image].logit(), tokens)
+        assert_close(scores, units["g2od.MEAN"][image])
+
+
+def test_contrast_weighs_all_partners_of_a_region_alike(units: Arrays, unit_facts: dict[str, Any]) -> None:
+    comparison = Comparison(logits=units["contrast.logits"][0], positive=units["contrast.positive_map"][0])
+    assert_close(comparison.cross_entropy()[0], torch.tensor(unit_facts["contrast.nll_sum"]))
 
 
 def test_spans_become_tokens(unit_facts: dict[str, Any], golden_tokenizer: WordPiece) -> None:

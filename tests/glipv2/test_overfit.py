@@ -41,7 +41,7 @@ def test_eight_images_are_learned_by_heart(
         schedule.step()
     assert losses["loss"] < HIGHEST_LOSS
 
-    found = Predictor(model, tokenizer).detect([d.image for d in drawings], prompt)
+    found = Predictor(model, tokenizer).detect_prompt([d.image for d in drawings], prompt)
     truth = tmp_path / "truth.json"
     truth.write_text(json.dumps(_coco(drawings, prompt)), encoding="utf-8")
     assert average_precision(truth, range(len(drawings)), found).ap50 > 90

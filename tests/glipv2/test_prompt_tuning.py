@@ -29,7 +29,9 @@ def test_tuning_starts_from_the_untuned_model(
     predictor = Predictor(model, tokenizer, PostprocessConfig(min_class_score=0.0))
     images = [drawing.image for drawing in drawings[:2]]
     for tuned, untuned in zip(
-        predictor.detect(images, prompt, start(model, batches).offset), predictor.detect(images, prompt), strict=True
+        predictor.detect_prompt(images, prompt, start(model, batches).offset),
+        predictor.detect_prompt(images, prompt),
+        strict=True,
     ):
         assert torch.equal(tuned.boxes_xyxy, untuned.boxes_xyxy)
         assert tuned.scores == untuned.scores
@@ -53,7 +55,10 @@ def test_the_learned_offset_changes_what_is_found(
     tuning.epoch(batches)
     predictor = Predictor(model, tokenizer, PostprocessConfig(min_class_score=0.0))
     images = [drawings[0].image]
-    tuned, untuned = predictor.detect(images, prompt, tuning.offset)[0], predictor.detect(images, prompt)[0]
+    tuned, untuned = (
+        predictor.detect_prompt(images, prompt, tuning.offset)[0],
+        predictor.detect_prompt(images, prompt)[0],
+    )
     assert tuned.scores[:5] != untuned.scores[:5]
 
 

@@ -1,11 +1,17 @@
 """The optimiser and one step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from glipv2.config import ModelConfig
+from glipv2.losses.criterion import Criterion, LossConfig
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.train import OptimConfig, make_optimizer, make_schedule, update
+from glipv2.sample import GroundingSample, collate
+from glipv2.text.tokenizer import WordPiece
+from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, make_schedule, update
 
 
 def test_text_encoder_and_norms_have_rules_of_their_own(model: GLIPv2) -> None:
@@ -26,6 +32,36 @@ def test_frozen_parameters_are_left_out(model: GLIPv2) -> None:
     model.text_encoder.requires_grad_(False)
     groups = make_optimizer(model, OptimConfig(lr=1e-3, text_lr=1e-4)).param_groups
     assert {group["lr"] for group in groups} == {1e-3}
+
+
+def test_scales_temperatures_and_biases_are_not_decayed(tiny: ModelConfig) -> None:
+    model = GLIPv2(replace(tiny, contrast="paper", word_head=True))
+    groups = make_optimizer(model, OptimConfig(weight_decay=0.1)).param_groups
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert model.contrast_head is not None
+    assert id(model.contrast_head.log_temperature) in undecayed
+    assert id(model.head.log_scale) in undecayed
+
+
+@pytest.mark.parametrize(
+    ("losses", "frozen"),
+    [
+        (LossConfig(inter=1.0, mlm=1.0), ()),
+        (LossConfig(mlm=1.0), ("contrast_head.",)),
+        (LossConfig(inter=1.0), ("word_head.",)),
+        (LossConfig(loc=0.0, inter=1.0, mlm=1.0), ("head.box.", "head.centerness.", "head.level_scale")),
+    ],
+)
+def test_a_head_whose_term_is_off_is_frozen(
+    tiny: ModelConfig, tokenizer: WordPiece, samples: list[GroundingSample], losses: LossConfig, frozen: tuple[str, ...]
+) -> None:
+    model = GLIPv2(replace(tiny, contrast="paper", word_head=True))
+    criterion = Criterion(model.cfg, losses)
+    names = freeze_untaught(model, criterion)
+    assert model.training
+    assert names == [name for name, _ in model.named_parameters() if name.startswith(frozen)]
+    backward(model, criterion, collate(samples[:1], tokenizer, 32))
+    assert names == [name for name, p in model.named_parameters() if p.grad is None]
 
 
 def test_a_step_is_clipped_and_leaves_no_gradient_behind() -> None:

@@ -9,7 +9,7 @@ from pipeline.flow import DemoConfig
 
 ALL = {
     f"{table}:{name}": recipe
-    for table in ("DEMOS", "CAPTIONS", "PRETRAININGS", "EVALUATIONS", "SWEEPS")
+    for table in ("DEMOS", "CAPTIONS", "PRETRAININGS", "EVALUATIONS", "SWEEPS", "CONVERSIONS", "PREDICTIONS")
     for name, recipe in getattr(recipes, table).items()
 }
 
@@ -62,3 +62,16 @@ def test_a_missing_or_relative_path_is_refused_before_anything_starts(arguments:
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert said in ended.stderr
+
+
+def test_a_job_that_needs_no_ray_does_not_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.session.ray_session", _refuse)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # not for the test session
+    monkeypatch.setattr(sys, "argv", ["prog", "glip-t", "--weights", "/w.pth", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(lambda config: "done", recipes.CONVERSIONS, "", needs_ray=False)
+    assert stopped.value.code == 0
+
+
+def _refuse(*, verbose: bool) -> None:
+    raise AssertionError("Ray was started")

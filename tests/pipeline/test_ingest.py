@@ -9,16 +9,18 @@ import torch
 from PIL import Image
 
 from glipv2.config import nano
+from glipv2.sample import NOT_PREDICTED, collate
+from glipv2.text.prompts import Budget
 from glipv2.text.tokenizer import WordPiece, make_vocabulary
 from pipeline import schema
-from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet, Vocabulary, make_sample
+from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet, Vocabulary, make_sample, read_trainable
 from pipeline.sources.store import store_source
 
 TOKENIZER = WordPiece(make_vocabulary(["a", "red", "ring", "left", "of", "blue", "star", "moon"]), 64)
 MODEL = replace(nano(len(TOKENIZER.vocabulary)), min_size_px=32, max_size_px=32)
 NAMES = {1: "ring", 2: "star", 3: "moon"}
-NO_WORDS = Vocabulary.of({}, 85, TOKENIZER, 64)
-WORDS = Vocabulary.of(NAMES, 85, TOKENIZER, 64)
+NO_WORDS = Vocabulary(names={}, budget=Budget.of({}, TOKENIZER))
+WORDS = Vocabulary(names=NAMES, budget=Budget.of(NAMES, TOKENIZER))
 CAPTION = "a red ring left of a blue star"
 RING, STAR = (2, 10), (21, 30)
 
@@ -40,6 +42,8 @@ def detection(number: int, **changes: Any) -> dict[str, Any]:
         "category_id": [1 + number % 3],
         "score": [1.0],
         "iscrowd": [False],
+        "neg_category_ids": None,
+        "not_exhaustive_ids": None,
         "status": schema.LABELLED,
         "schema_version": schema.SCHEMA_VERSION,
     } | changes
@@ -139,6 +143,115 @@ def test_a_text_that_tells_left_from_right_is_never_mirrored() -> None:
     neutral = make_sample(caption(text="a red ring over a blue star"), NO_WORDS, cfg, MODEL, random.Random(0))
     assert sided.boxes_xyxy.tolist() == [[2.0, 2.0, 20.0, 20.0]]
     assert neutral.boxes_xyxy.tolist() == [[12.0, 2.0, 30.0, 20.0]]
+
+
+def test_left_and_right_are_swapped_in_a_mirrored_text_if_asked_for() -> None:
+    text = "left of a red ring a blue star"
+    row = caption(text=text, phrases=[(8, 18), (19, 30)], tokens_positive=[[(8, 18)]])
+    cfg = IngestConfig(batch_size=1, flip=1.0, flip_sides="swap")
+    sample = make_sample(row, NO_WORDS, cfg, MODEL, random.Random(0))
+    assert sample.text == "right of a red ring a blue star"
+    assert sample.boxes_xyxy.tolist() == [[12.0, 2.0, 30.0, 20.0]]
+    spans = [*sample.tokens_positive[0], *sample.unknown]
+    assert [sample.text[slice(*span)] for span in spans] == ["a red ring", "a blue star"]
+
+
+def test_left_and_right_stay_where_the_image_is_not_mirrored() -> None:
+    cfg = IngestConfig(batch_size=1, flip=0.0, flip_sides="swap")
+    assert make_sample(caption(), NO_WORDS, cfg, MODEL, random.Random(0)).text == CAPTION
+
+
+@pytest.mark.parametrize("flip_sides", ["skip", "swap"])
+def test_a_prompt_with_a_sided_category_is_never_mirrored(flip_sides: Any) -> None:
+    names = {1: "left ring", 2: "star"}
+    words = Vocabulary(names=names, budget=Budget.of(names, TOKENIZER))
+    cfg = IngestConfig(batch_size=1, flip=1.0, flip_sides=flip_sides)
+    sample = make_sample(detection(0), words, cfg, MODEL, random.Random(0))
+    assert "left ring" in sample.text
+    assert sample.boxes_xyxy.tolist() == [[2.0, 2.0, 20.0, 20.0]]
+
+
+def test_only_verified_categories_are_taught_as_absent() -> None:
+    row, cfg = detection(0, neg_category_ids=[3]), IngestConfig(batch_size=1)
+    for seed in range(20):
+        assert make_sample(row, WORDS, cfg, MODEL, random.Random(seed)).category_spans.keys() == {1, 3}
+
+
+def test_a_category_not_fully_boxed_keeps_its_boxes_and_leaves_the_loss() -> None:
+    row = detection(0, not_exhaustive_ids=[1, 2])
+    sample = make_sample(row, WORDS, IngestConfig(batch_size=1), MODEL, random.Random(0))
+    assert sample.category_spans.keys() == {1, 3}
+    assert sample.incomplete == [sample.category_spans[1]]
+    batch = collate([sample], TOKENIZER, 32)
+    assert batch.targets[0].positive_map.sum() == 1
+    assert batch.token_categories[0][~batch.loss_mask[0]].tolist() == [1]
+
+
+def test_a_category_seen_only_as_a_crowd_is_not_taught_as_absent(tmp_path: Path) -> None:
+    row = detection(0, boxes=[[2.0, 2.0, 9.0, 9.0]] * 2, category_id=[1, 2], score=[1.0] * 2, iscrowd=[False, True])
+    cfg = IngestConfig(batch_size=1)
+    (read,) = read_trainable(store(tmp_path / "crowd", [row]).path, cfg)
+    for seed in range(20):
+        assert make_sample(read, WORDS, cfg, MODEL, random.Random(seed)).category_spans.keys() == {1, 3}
+
+
+def test_boxes_whose_name_does_not_fit_are_dropped() -> None:
+    tight = Vocabulary(names=NAMES, budget=replace(WORDS.budget, max_tokens=2))
+    row = detection(0, boxes=[[2.0, 2.0, 9.0, 9.0], [9.0, 9.0, 30.0, 30.0]], category_id=[1, 2])
+    sample = make_sample(row, tight, IngestConfig(batch_size=1, flip=0.0), MODEL, random.Random(0))
+    (category,) = sample.categories
+    assert sample.text == NAMES[category]
+    assert sample.boxes_xyxy.tolist() == [row["boxes"][category - 1]]
+
+
+def captions(folder: Path) -> SourceConfig:
+    texts = [CAPTION, "a moon", "a blue moon."]
+    rows = [caption(sample_id=f"web/train/{i}", text=text) for i, text in enumerate(texts)]
+    for row in rows[1:]:
+        row.update(phrases=[(0, 6)], tokens_positive=[[(0, 6)]])
+    return store(folder, rows)
+
+
+def test_packed_captions_keep_their_boxes_on_their_words(tmp_path: Path) -> None:
+    cfg = IngestConfig(batch_size=3, pack_negatives=True)
+    data = TrainingSet([captions(tmp_path / "web")], cfg, MODEL, TOKENIZER)
+    lengths, named = set(), set()
+    for step in range(10):
+        batch = data[step]
+        lengths |= set(batch.mask.sum(1).tolist())
+        for ids, target in zip(batch.ids, batch.targets, strict=True):
+            named.add(" ".join(TOKENIZER.vocabulary[i] for i in ids[target.positive_map[0] > 0].tolist()))
+    assert named == {"red ring", "a moon", "a blue"}
+    assert max(lengths) > 12
+
+
+def test_packing_changes_neither_the_picture_nor_what_is_unknown(tmp_path: Path) -> None:
+    source = captions(tmp_path / "web")
+    plain, packed = (
+        TrainingSet([source], IngestConfig(batch_size=3, pack_negatives=pack), MODEL, TOKENIZER)
+        for pack in (False, True)
+    )
+    for step in range(5):
+        assert torch.equal(plain[step].pixels, packed[step].pixels)
+        counts = [(b.mask.bool() & ~b.loss_mask).sum(1).tolist() for b in (plain[step], packed[step])]
+        assert counts[0] == counts[1]
+
+
+def test_words_are_hidden_at_the_rate_asked_for(tmp_path: Path) -> None:
+    cfg = IngestConfig(batch_size=3, mask_words=0.5)
+    plain = TrainingSet([captions(tmp_path / "web")], replace(cfg, mask_words=0.0), MODEL, TOKENIZER)
+    data = TrainingSet([SourceConfig(path=tmp_path / "web")], cfg, MODEL, TOKENIZER)
+    batch, same = data[0], plain[0]
+    hidden = batch.masked_words != NOT_PREDICTED
+    assert 0 < hidden.sum() < batch.mask.sum()
+    assert torch.equal(torch.where(hidden, batch.masked_words, batch.ids), same.ids)
+    assert torch.equal(batch.masked_words, data[0].masked_words)
+
+
+@pytest.mark.parametrize("wrong", [{"mask_words": 1.5}, {"flip": -0.1}, {"max_labels": 0}, {"batch_size": 0}])
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give"):
+        IngestConfig(**{"batch_size": 1, **wrong})
 
 
 def test_the_prompt_of_a_detection_row_is_drawn_anew_each_epoch() -> None:

@@ -9,10 +9,9 @@ import html
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
-from typing import Protocol
-
-from textblob.en import parser as tagger
+from typing import Any, Protocol
 
 GRAMMAR_VERSION = 1
 """Raise it with every change that can move a span: shards of another version are other shards."""
@@ -215,7 +214,7 @@ _NOUN_PHRASE = re.compile(
 
 def _letters(words: list[str]) -> str:
     """Write one letter of the grammar per lower-case word."""
-    tagged = zip(tagger.find_tags(words), [*words, ""][1:], strict=True)
+    tagged = zip(_tagger().find_tags(words), [*words, ""][1:], strict=True)
     letters = "".join(_letter(word, tag, following) for (word, tag), following in tagged)
     for pattern, letter in _REPAIRS:
         letters = pattern.sub(letter, letters)
@@ -231,8 +230,15 @@ def _letter(word: str, tag: str, following: str) -> str:
             return letter
     if not any(map(str.isalpha, word)):
         return "#" if word.isdigit() else "."
-    if "-" in word and word not in tagger.lexicon:  # a t-shirt is what a shirt is
-        tag = tagger.lexicon.get(word.rpartition("-")[2], tag)
+    if "-" in word and word not in _tagger().lexicon:  # a t-shirt is what a shirt is
+        tag = _tagger().lexicon.get(word.rpartition("-")[2], tag)
     if tag == "NN" and word.endswith("ing") and not set("aeiouy").isdisjoint(word[:-3]):  # no ring, string or swing
         return "B"
     return _BY_TAG.get(tag, _BY_TAG.get(tag[:2], "."))
+
+
+@cache
+def _tagger() -> Any:
+    from textblob.en import parser  # two seconds, which only those who parse should spend
+
+    return parser

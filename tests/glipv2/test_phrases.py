@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.phrases import Phrase, PhraseConfig, PhraseParser, caption_reason, clean_caption, make_parser
+from glipv2.text.phrases import Phrase, PhraseConfig, PhraseParser, caption_reason, clean_caption, make_parser
 
 CONFIG = PhraseConfig()
 AWKWARD = [
