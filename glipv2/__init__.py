@@ -20,7 +20,7 @@ section 3.2, eq. 4, L_inter            losses/contrast.py             before the
 section 3.1, L_mlm                     losses/mlm.py, text/masking.py masked per sample; absent names hidden, not scored
 section 3.3, prompt tuning             transfer/prompt.py             offset added to the text features before fusion
 appendix C.1, prompts                  text/prompts.py                at most 85 categories in all; verified negatives
-GLIP appendix C, captions              text/packing.py, text/sides.py negative captions; flips skip or swap left and right
+GLIP appendix C, captions              text/packing.py, text/sides.py negative captions; flips skip or swap left, right
 released weights of GLIP               released.py, checkpoint.py     one table of names, read both ways
 masks, VQA, captioning                 not yet                        see CHANGELOG.md
 =====================================  =============================  ==================================================

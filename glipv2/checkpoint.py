@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import tempfile
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -22,6 +23,13 @@ from glipv2.released import OPTIONAL_HEADS, bare_state, from_released, read_rele
 from glipv2.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MAY_DIFFER = frozenset(
+    {
+        *("swin_drop_path", "fpn_drop_block", "text_dropout", "fusion_dropout", "word_init_std"),
+        *("min_size_px", "max_size_px", "pad_multiple_px"),
+    }
+)
+"""What of a configuration says nothing about what the weights mean: they serve a model that differs in these."""
 
 
 def save(model: GLIPv2, tokenizer: Tokenizer, directory: Path) -> None:
@@ -36,14 +44,15 @@ def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, T
     """Rebuild a model and its tokenizer, in eval mode.
 
     Raises:
-        ValueError: the folder is not a model, or its weights do not fit its configuration.
+        ValueError: the folder is not a model, or its weights or its vocabulary do not fit its configuration.
     """
-    if missing := [name for name in (WEIGHTS, CONFIG) if not (directory / name).exists()]:
-        raise ValueError(
-            f"{directory} is no model folder: it lacks {', '.join(missing)}; give one written by pre-training"
-        )
-    cfg = _read_config(directory / CONFIG)
+    cfg = _read_config(directory)
     tokenizer = load_tokenizer(directory, cfg.max_tokens)
+    if tokenizer.vocab_size != cfg.vocab_size:
+        raise ValueError(
+            f"{directory} holds a vocabulary of {tokenizer.vocab_size} tokens, but its {CONFIG} says {cfg.vocab_size}; "
+            "save the model again with its own tokenizer"
+        )
     model = _uninitialised(cfg)
     try:
         model.load_state_dict(read_safetensors(directory / WEIGHTS), assign=True)
@@ -51,6 +60,51 @@ def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, T
         reason = textwrap.shorten(str(error), 200)  # torch lists every tensor on a line of its own
         raise ValueError(f"{directory / WEIGHTS} does not fit its {CONFIG}: {reason}; save the model again") from error
     return model.to(device).eval(), tokenizer
+
+
+def check_start(directory: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> None:
+    """See to it that a model can start from the weights in a folder (`start`).
+
+    Stochastic rates and image sizes may differ, and either may lack heads that only training uses.
+
+    Raises:
+        ValueError: the folder is no model, or one of another size or vocabulary; names all that differs.
+    """
+    found = _read_config(directory)
+    may_differ = set(MAY_DIFFER)
+    if "none" in (found.contrast, cfg.contrast):
+        may_differ |= {"contrast", "contrast_dim"}
+    if cfg.text_encoder == "bert":  # its positions do not hang on how many are used
+        may_differ.add("max_tokens")
+    before, now = asdict(found), asdict(cfg) | {"vocab_size": tokenizer.vocab_size}
+    names = [name for name in now if before[name] != now[name] and name not in {*may_differ, "word_head"}]
+    if names:
+        differences = ", ".join(f"{name} {before[name]} (here {now[name]})" for name in names)
+        raise ValueError(
+            f"{directory} is a model of another size: {differences}; take the sizes in its {CONFIG} and its "
+            "vocabulary, or start from another model"
+        )
+    if _files(load_tokenizer(directory, cfg.max_tokens)) != _files(tokenizer):
+        raise ValueError(
+            f"{directory} has another vocabulary of the same size; take the one in that folder, or start from another "
+            "model"
+        )
+
+
+def start(model: GLIPv2, directory: Path) -> None:
+    """Copy the weights of a folder that `check_start` let through into a model.
+
+    Heads the folder lacks stay as they are; those the model lacks are left out.
+    """
+    given, wanted = load(directory)[0].state_dict(), model.state_dict().keys()
+    missing = model.load_state_dict({k: v for k, v in given.items() if k in wanted}, strict=False).missing_keys
+    assert all(name.startswith(tuple(OPTIONAL_HEADS)) for name in missing), missing
+
+
+def _files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def load_released(
@@ -106,7 +160,12 @@ def _uninitialised(cfg: ModelConfig) -> GLIPv2:
         return GLIPv2(cfg)
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(directory: Path) -> ModelConfig:
+    if missing := [name for name in (WEIGHTS, CONFIG) if not (directory / name).exists()]:
+        raise ValueError(
+            f"{directory} is no model folder: it lacks {', '.join(missing)}; give one written by pre-training"
+        )
+    path = directory / CONFIG
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+BERT_POSITIONS = 512
+"""Position vectors of every released BERT, used or not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -85,9 +88,15 @@ class ModelConfig:
             ("text_dim", self.text_dim, self.text_heads),
             ("fusion_dim", self.fusion_dim, self.fusion_heads),
             ("channels", self.channels, self.group_norm_groups),
+            *((f"stage {i} of Swin", self.swin_embed_dim * 2**i, heads) for i, heads in enumerate(self.swin_num_heads)),
         ):
             if width % parts:
                 raise ValueError(f"{name} is {width}, which {parts} heads or groups do not divide; choose a multiple")
+        for name in ("swin_window", "num_blocks", "max_tokens", "min_size_px", "pad_multiple_px", "contrast_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.text_encoder == "bert" and self.max_tokens > BERT_POSITIONS:
+            raise ValueError(f"max_tokens is {self.max_tokens}, but BERT has {BERT_POSITIONS} positions; give fewer")
         if self.min_size_px > self.max_size_px:
             raise ValueError(f"min_size_px {self.min_size_px} exceeds max_size_px {self.max_size_px}; raise the latter")
 

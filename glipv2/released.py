@@ -101,7 +101,12 @@ def read_released(path: Path) -> State:
         if path.suffix == ".safetensors":
             return bare_state(read_safetensors(path))
         return bare_state(torch.load(path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not read, as it is damaged or holds more than tensors, which could run code; if you trust it, "
+            "load it in Python and save what it has under 'model' alone, with torch.save or safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as weights: {reason}; download it again") from error
 

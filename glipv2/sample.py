@@ -1,6 +1,6 @@
 """What the model eats: one image with its text and boxes, and batches of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,13 @@ from glipv2.text.tokenizer import CharSpan, Encoding, Tokenizer
 
 NOT_PREDICTED = -100
 """Cross-entropy ignores this label by default."""
+
+
+def covers(boxes_xyxy: Float[Tensor, "n 4"], size: tuple[int, int]) -> Bool[Tensor, " n"]:
+    """Tell which boxes cover something of a picture of this width and height; one without four numbers does not."""
+    width, height = size
+    x1, y1, x2, y2 = boxes_xyxy.unbind(1)
+    return (x1 < x2) & (y1 < y2) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +43,22 @@ class GroundingSample:
     unboxed one would be taught as absent; their boxes still teach where things are."""
     categories: list[int] = field(default_factory=list)
     """Per box its category in the global vocabulary; empty for a sentence."""
-    category_spans: dict[int, CharSpan] = field(default_factory=dict)
-    """For a detection prompt, the span of every category in it, present and absent; empty for a sentence."""
+    category_spans: dict[int, list[CharSpan]] = field(default_factory=dict)
+    """For a detection prompt, the spans of every category in it, present and absent; empty for a sentence."""
     seed: int = 0
     """Decides which words are masked; from (epoch, sample id), so that a resumed run masks the same."""
 
     def __post_init__(self) -> None:
         """Check that boxes, spans and categories belong together."""
-        width, height = self.picture.size
         if len(self.tokens_positive) != len(self.boxes_xyxy) or len(self.categories) not in (0, len(self.boxes_xyxy)):
             raise ValueError(
                 f"{len(self.boxes_xyxy)} boxes, {len(self.tokens_positive)} lists of spans and {len(self.categories)} "
                 "categories; give one list of spans per box, and one category per box or none at all"
             )
-        x1, y1, x2, y2 = self.boxes_xyxy.unbind(1)
-        within = (x1 < x2) & (y1 < y2) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
-        if not within.all():  # also where a number is none
+        within = covers(self.boxes_xyxy, self.picture.size)
+        if not within.all():
             box = self.boxes_xyxy[~within][0].tolist()
+            width, height = self.picture.size
             raise ValueError(
                 f"box {box} covers nothing of the picture of {width} x {height} px; give x1 < x2 and y1 < y2 in pixels "
                 "of the resized picture (glipv2.image.scale_boxes), or drop the box"
@@ -97,23 +103,17 @@ class Batch:
     """One per image."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to a device."""
-        return Batch(
-            pixels=self.pixels.to(device, non_blocking=True),
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            loss_mask=self.loss_mask.to(device),
-            token_categories=self.token_categories.to(device),
-            masked_words=self.masked_words.to(device),
-            targets=tuple(
-                Target(
-                    boxes_xyxy=t.boxes_xyxy.to(device),
-                    positive_map=t.positive_map.to(device),
-                    categories=t.categories.to(device),
-                )
-                for t in self.targets
-            ),
-        )
+        """Copy to a device, without waiting where the memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Copy into pinned memory; a ``DataLoader`` that is to pin calls this."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {name: change(value) for name, value in vars(self).items() if name != "targets"}
+        targets = (Target(**{name: change(value) for name, value in vars(t).items()}) for t in self.targets)
+        return Batch(**tensors, targets=tuple(targets))
 
 
 def pad_tokens(encodings: Sequence[Encoding], pad_id: int) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
@@ -180,8 +180,8 @@ def _make_target(sample: GroundingSample, encoding: Encoding, num_tokens: int) -
 
 def _token_categories(sample: GroundingSample, encoding: Encoding) -> Int[Tensor, " t"]:
     categories = [-1] * len(encoding.ids)  # a list, as a tensor takes longer for every name than all of this
-    for category, span in sample.category_spans.items():
-        for token in tokens_of_span(encoding.offsets, span):
+    for category, spans in sample.category_spans.items():
+        for token in (token for span in spans for token in tokens_of_span(encoding.offsets, span)):
             categories[token] = category
     return torch.tensor(categories)
 

@@ -7,6 +7,7 @@ change made twice becomes a recipe here. Paths a recipe cannot know (``--out`` a
 from dataclasses import replace
 
 from glipv2.config import glip_l, glip_t, glip_t_a, nano, t
+from glipv2.losses.criterion import LossConfig
 from glipv2.train import OptimConfig
 from glipv2.transfer.prompt import PromptTuningConfig
 from pipeline.convert import ConvertJob
@@ -19,6 +20,7 @@ from pipeline.predict import PredictJob
 from pipeline.pretrain import PretrainConfig
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.sweep import SweepConfig
+from pipeline.vocabulary import VocabularyJob
 
 
 def demo() -> DemoConfig:
@@ -87,6 +89,57 @@ def nano_pretrain() -> PretrainJob:
     minutes; the demo's two trainings are of this kind.
     """
     return PretrainJob(pretrain=nano_training())
+
+
+def nano_all_pretrain() -> PretrainJob:
+    """Pre-train the nano model with all four losses of GLIPv2.
+
+    ``python -m jobs.pretrain nano-all --sources /abs/a /abs/b --vocabulary /abs/vocab.txt --out /abs/dir``: 2 CPU
+    cores, minutes. ``--pretrain.losses.inter 0`` or ``--pretrain.losses.mlm 0`` leaves one of the further two out.
+    """
+    start = nano_training()
+    return PretrainJob(
+        pretrain=replace(
+            start,
+            model=replace(start.model, contrast="paper", word_head=True),
+            ingest=replace(start.ingest, mask_words=0.15),
+            losses=LossConfig(inter=1.0, mlm=1.0),
+        )
+    )
+
+
+def t_pretrain() -> PretrainJob:
+    """Pre-train GLIPv2-T as the paper does, from GLIP-T's weights: 32 GPUs, batch 64, 330,000 steps, all four losses.
+
+    ``python -m jobs.pretrain t --init /abs/glip-t --vocabulary /abs/vocab.txt --sources /abs/a /abs/b --out /abs/dir``,
+    the first two of ``jobs.convert``. Never run: no such cluster was at hand. At the speed GLIP's paper gives for V100s
+    it takes five days. Every worker holds all sources in memory, for which the paper's data are too large.
+    """
+    return PretrainJob(
+        pretrain=PretrainConfig(
+            model=t(),
+            ingest=IngestConfig(
+                batch_size=64, short_sides_px=(480, 560, 640, 720, 800), pack_negatives=True, mask_words=0.15
+            ),
+            optim=OptimConfig(lr=1e-4, text_lr=1e-5, weight_decay=1e-4, warmup_steps=2000, decay_at=(0.67, 0.89)),
+            losses=LossConfig(inter=1.0, mlm=1.0),
+            num_steps=330_000,
+            num_workers=32,
+            use_gpu=True,
+            loader_processes=4,
+            checkpoint_every=2500,
+            log_every=100,
+        )
+    )
+
+
+def nano_vocabulary() -> VocabularyJob:
+    """Learn a vocabulary for a nano model from captions and category names.
+
+    ``python -m jobs.vocabulary nano --pairs /abs/pairs.tsv --sources /abs/a --out /abs/vocab.txt``, either or both: one
+    CPU core, seconds per hundred thousand captions.
+    """
+    return VocabularyJob()
 
 
 def nano_evaluate() -> EvaluateJob:
@@ -197,7 +250,8 @@ def predict_gpu() -> PredictJob:
 
 DEMOS = {"demo": demo, "smoke": smoke}
 CAPTIONS = {"photos": photos, "captions-gpu": captions_gpu}
-PRETRAININGS = {"nano": nano_pretrain}
+PRETRAININGS = {"nano": nano_pretrain, "nano-all": nano_all_pretrain, "t": t_pretrain}
+VOCABULARIES = {"nano": nano_vocabulary}
 EVALUATIONS = {"coco": nano_evaluate}
 SWEEPS = {"few-shot": few_shot, "odinw": odinw}
 CONVERSIONS = {"glip-t": convert_glip_t, "glip-t-a": convert_glip_t_a, "glip-l": convert_glip_l, "t": convert_t}

@@ -7,9 +7,11 @@ Rows are held in memory as encoded images, so a worker needs the size of the sha
 
 import hashlib
 import io
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +22,16 @@ from torch.utils.data import Dataset
 
 from glipv2.config import ModelConfig
 from glipv2.image import prepare, scale_boxes
-from glipv2.sample import Batch, GroundingSample, collate
+from glipv2.sample import Batch, GroundingSample, collate, covers
 from glipv2.text.packing import PackedCaption, pack_captions
-from glipv2.text.prompts import MAX_LABELS, Budget, sample_prompt
+from glipv2.text.prompts import MAX_LABELS, Budget, clean_name, sample_prompt
 from glipv2.text.sides import speaks_of_sides, swap_sides
 from glipv2.text.tokenizer import CharSpan, Tokenizer
 from pipeline import schema
 from pipeline.selection import SelectionConfig, select
 from pipeline.shards import open_rows, read_manifest
+
+logger = logging.getLogger(__name__)
 
 PER_BOX = ("boxes", "tokens_positive", "phrase_index", "category_id")
 FEDERATED = ("neg_category_ids", "not_exhaustive_ids")
@@ -55,6 +59,8 @@ class IngestConfig:
 
     batch_size: int
     """Images per step over all workers together."""
+    short_sides_px: tuple[int, ...] = ()
+    """Short sides an image is resized to, one drawn anew each time; none given, it is the model's ``min_size_px``."""
     flip: float = 0.5
     """Probability of mirroring an image."""
     flip_sides: Literal["skip", "swap"] = "skip"
@@ -85,6 +91,8 @@ class IngestConfig:
         for name, value in (("flip", self.flip), ("mask_words", self.mask_words)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; give a probability between 0 and 1")
+        if any(side < 1 for side in self.short_sides_px):
+            raise ValueError(f"short_sides_px is {self.short_sides_px}; give pixels from 1 up, or none at all")
 
 
 Row = dict[str, Any]
@@ -98,6 +106,8 @@ class Vocabulary:
     """Name by category id."""
     budget: Budget
     """Tokens each name costs."""
+    global_ids: dict[int, int]
+    """By category id, the id its name has in the whole mixture: ids of different sources agree by chance alone."""
 
 
 class TrainingSet(Dataset[Batch]):
@@ -130,10 +140,12 @@ class TrainingSet(Dataset[Batch]):
             )
         self.cfg, self.model, self.tokenizer = cfg, model, tokenizer
         self.samples: list[tuple[Row, Vocabulary]] = []
+        numbers: dict[str, int] = {}
         for source in sources:
             names = category_names(source.path)
             budget = Budget.of(names, tokenizer, cfg.max_labels, cfg.label_rule)
-            vocabulary = Vocabulary(names=names, budget=budget)
+            ids = {key: numbers.setdefault(clean_name(name).lower(), len(numbers)) for key, name in names.items()}
+            vocabulary = Vocabulary(names=names, budget=budget, global_ids=ids)
             rows = [(row, vocabulary) for row in read_trainable(source.path, cfg)] if source.copies else []
             self.samples += rows * source.copies
         if not self.samples:
@@ -154,7 +166,7 @@ class TrainingSet(Dataset[Batch]):
 
     def _sample(self, epoch: int, position: int) -> GroundingSample:
         row, vocabulary = self.samples[self._order(epoch)[position]]
-        rng = _generator(self.cfg.seed, epoch, row["sample_id"])
+        rng = seeded(self.cfg.seed, epoch, row["sample_id"])
         sample = make_sample(row, vocabulary, self.cfg, self.model, rng)
         if self.cfg.pack_negatives and row["kind"] == schema.CAPTION:
             return _pack(sample, pack_captions(sample.text, self.captions, rng, self.tokenizer))
@@ -163,7 +175,7 @@ class TrainingSet(Dataset[Batch]):
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_ordered_epoch", None) != epoch:
             order = list(range(len(self.samples)))
-            _generator(self.cfg.seed, epoch, "order").shuffle(order)
+            seeded(self.cfg.seed, epoch, "order").shuffle(order)
             self._ordered_epoch, self._ordered = epoch, order
         return self._ordered
 
@@ -205,20 +217,29 @@ def _kept_boxes(row: Row, cfg: IngestConfig) -> list[int]:
 def make_sample(
     row: Row, vocabulary: Vocabulary, cfg: IngestConfig, model: ModelConfig, rng: random.Random
 ) -> GroundingSample:
-    """Build one training sample: the prompt of a detection row is drawn anew each time."""
+    """Build one training sample: the prompt of a detection row is drawn anew each time.
+
+    A box that covers nothing of the picture, if only by rounding, is dropped; its words count as without a box.
+    """
     detection = row["kind"] == schema.DETECTION
     words = _draw_prompt(row, vocabulary, rng) if detection else _read_sentence(row, cfg)
     sided = speaks_of_sides(words.text)
     flip = rng.random() < cfg.flip and not (sided and (detection or cfg.flip_sides == "skip"))
     if flip and sided:
         words = _swap(words)
+    if cfg.short_sides_px:
+        model = replace(model, min_size_px=rng.choice(cfg.short_sides_px))
     with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
         picture = prepare(image, model, flip=flip)
-    boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)[words.boxes]
+    boxes = scale_boxes(torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)[words.boxes], picture, flip=flip)
+    keep = covers(boxes, picture.size)
+    if lost := int((~keep).sum()):
+        logger.warning("%s: %d of %d boxes cover nothing and are dropped", row["sample_id"], lost, len(boxes))
+        words = _without_boxes(words, keep.tolist())
     return GroundingSample(
         picture=picture,
         text=words.text,
-        boxes_xyxy=scale_boxes(boxes, picture, flip=flip),
+        boxes_xyxy=boxes[keep],
         tokens_positive=words.tokens_positive,
         unknown=words.unknown,
         incomplete=words.incomplete,
@@ -239,7 +260,7 @@ class _Words:
     unknown: list[CharSpan] = field(default_factory=list)
     incomplete: list[CharSpan] = field(default_factory=list)
     categories: list[int] = field(default_factory=list)
-    category_spans: dict[int, CharSpan] = field(default_factory=dict)
+    category_spans: dict[int, list[CharSpan]] = field(default_factory=dict)
 
 
 def _draw_prompt(row: Row, vocabulary: Vocabulary, rng: random.Random) -> _Words:
@@ -248,13 +269,16 @@ def _draw_prompt(row: Row, vocabulary: Vocabulary, rng: random.Random) -> _Words
     prompt = sample_prompt(row["category_id"], vocabulary.names, rng, vocabulary.budget, absent)
     keep = [i for i, category in enumerate(row["category_id"]) if category in prompt.spans]
     categories = [row["category_id"][i] for i in keep]
+    spans: dict[int, list[CharSpan]] = {}
+    for category, span in prompt.spans.items():
+        spans.setdefault(vocabulary.global_ids[category], []).append(span)
     return _Words(
         text=prompt.text,
         boxes=keep,
         tokens_positive=[[prompt.spans[category]] for category in categories],
         incomplete=[prompt.spans[category] for category in prompt.spans if category in not_exhaustive],
-        categories=categories,
-        category_spans=prompt.spans,
+        categories=[vocabulary.global_ids[category] for category in categories],
+        category_spans=spans,
     )
 
 
@@ -265,6 +289,16 @@ def _read_sentence(row: Row, cfg: IngestConfig) -> _Words:
         unknown = [(begin, end) for i, (begin, end) in enumerate(row["phrases"]) if i not in boxed]
     spans = [[(begin, end) for begin, end in box] for box in row["tokens_positive"]]
     return _Words(text=row["text"], boxes=list(range(len(spans))), tokens_positive=spans, unknown=unknown)
+
+
+def _without_boxes(words: _Words, keep: list[bool]) -> _Words:
+    dropped = [span for spans, kept in zip(words.tokens_positive, keep, strict=True) if not kept for span in spans]
+    return replace(
+        words,
+        tokens_positive=list(compress(words.tokens_positive, keep)),
+        categories=list(compress(words.categories, keep)),
+        unknown=[*words.unknown, *dropped],
+    )
 
 
 def _swap(words: _Words) -> _Words:
@@ -281,7 +315,7 @@ def _pack(sample: GroundingSample, packed: PackedCaption) -> GroundingSample:
     return replace(sample, text=packed.text, tokens_positive=moved, unknown=shift(sample.unknown))
 
 
-def _generator(*seed: object) -> random.Random:
-    # Python's own hash() differs from process to process; this does not.
+def seeded(*seed: object) -> random.Random:
+    """Make a generator that is the same for the same values in every process, as Python's own ``hash`` is not."""
     digest = hashlib.sha256(repr(seed).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))

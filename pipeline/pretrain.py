@@ -30,7 +30,7 @@ from glipv2.sample import Batch
 from glipv2.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
 from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, make_schedule, update
 from pipeline.board import follow
-from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet
+from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet, seeded
 from pipeline.paths import NOT_GIVEN
 from pipeline.progress import Progress
 from pipeline.shards import config_hash, file_sha256, plain, read_manifest, write_atomically
@@ -76,7 +76,7 @@ class PretrainConfig:
     max_failures: int = 3
     """Lost workers tolerated before the run fails."""
     seed: int = 0
-    """Of the initial weights."""
+    """Of the initial weights and, with a worker's rank and the step, of what training drops at random."""
 
     def __post_init__(self) -> None:
         """Check the numbers, and that the model has a head for every loss."""
@@ -85,6 +85,11 @@ class PretrainConfig:
             raise ValueError(
                 f"losses.mlm is {self.losses.mlm}, but ingest.mask_words is 0, so there is no word to predict; "
                 "set ingest.mask_words to 0.15, or losses.mlm to 0"
+            )
+        if max(self.ingest.short_sides_px, default=0) > self.model.max_size_px:
+            raise ValueError(
+                f"ingest.short_sides_px is {self.ingest.short_sides_px}, but the model's max_size_px "
+                f"{self.model.max_size_px}; give short sides up to that"
             )
         for name in ("num_steps", "num_workers", "checkpoint_every", "log_every", "threads_per_worker"):
             if getattr(self, name) < 1:
@@ -106,7 +111,8 @@ class TrainingInputs:
     vocabulary: Path
     """``vocab.txt`` of the tokenizer, or a folder with a CLIP tokenizer's files; absolute."""
     init: Path = NOT_GIVEN
-    """Model folder to start from, of the same size and vocabulary; without it training starts from nothing."""
+    """Model folder to start from, of the same size and vocabulary; without it training starts from nothing. Heads that
+    only training uses may be lacking there: they start at random."""
 
     @property
     def hashes(self) -> list[str]:
@@ -169,10 +175,12 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
         run: MLflow run that rank 0 writes its history to.
 
     Raises:
-        ValueError: the folder belongs to another training, or a source is unfinished.
+        ValueError: the folder belongs to another training, a source is unfinished, or ``init`` does not fit.
     """
     plan = config_hash([asdict(cfg), inputs.name, inputs.hashes])
     record = read_record(out)
+    if record is None and inputs.init != NOT_GIVEN:
+        checkpoint.check_start(inputs.init, cfg.model, load_tokenizer(inputs.vocabulary, cfg.model.max_tokens))
     _claim(out, plan)
     if record is not None:
         return record
@@ -237,7 +245,7 @@ def _train_loop(loop: dict[str, Any]) -> None:
     data = TrainingSet(inputs.sources, cfg.ingest, size, tokenizer, (rank, world))
     model = GLIPv2(size).to(device)
     if inputs.init != NOT_GIVEN:
-        model.load_state_dict(checkpoint.load(inputs.init)[0].state_dict())
+        checkpoint.start(model, inputs.init)
     criterion = Criterion(size, cfg.losses)
     if frozen := freeze_untaught(model, criterion):
         logger.info("no loss reaches %d parameters, which are frozen: %s", len(frozen), ", ".join(frozen))
@@ -248,6 +256,7 @@ def _train_loop(loop: dict[str, Any]) -> None:
     model.train()
     started = time.perf_counter() - before
     for batch in _batches(data, step, cfg):
+        torch.manual_seed(seeded(cfg.seed, rank, step).getrandbits(63))
         values = backward(parallel, criterion, batch.to(device))
         values["grad_norm"] = update(model.parameters(), optimizer, cfg.optim.clip_norm)
         values["lr"] = float(schedule.get_last_lr()[0])

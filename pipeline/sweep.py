@@ -291,7 +291,7 @@ def _samples(dataset: OdinwDataset, images: Sequence[str], prompt: Prompt, model
                 boxes_xyxy=scale_boxes(xyxy, picture),
                 tokens_positive=[[prompt.spans[b["category_id"]]] for b in boxes],
                 categories=[b["category_id"] for b in boxes],
-                category_spans=prompt.spans,
+                category_spans={category: [span] for category, span in prompt.spans.items()},
             )
         )
     return samples

@@ -26,6 +26,15 @@ class PostprocessConfig:
     max_detections: int = 100
     """Detections kept per image; LVIS uses 300."""
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("min_class_score", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number between 0 and 1")
+        for name in ("candidates_per_level", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:

@@ -128,8 +128,10 @@ class Predictor:
             ValueError: an image cannot be read.
             TypeError: images are no PIL images, or categories a single text.
         """
+        _check_images(images)
         _refuse_text(categories=categories)
         names = dict(categories if isinstance(categories, Mapping) else enumerate(categories))
+        _check_texts("categories", names)
         prompts = chunk_prompts(list(names.items()), self.tokenizer, max_categories)
         found = self._find(images, [make_queries(prompts, self.tokenizer)] * len(images))
         return [replace(f, phrases=[names[label] for label in f.labels], spans=[]) for f in found]
@@ -144,6 +146,7 @@ class Predictor:
             prompt: a text whose spans are looked for; what its longest length cuts off is reported as unseen.
             offset: learned offset of the text features (`glipv2.transfer.prompt`).
         """
+        _check_images(images)
         return [
             replace(f, spans=[])
             for f in self._find(images, [make_queries([prompt], self.tokenizer)] * len(images), offset)
@@ -171,7 +174,9 @@ class Predictor:
                 cannot be read.
             TypeError: images are no PIL images, or captions a single text.
         """
+        _check_images(images)
         _refuse_text(captions=captions)
+        _check_texts("captions", dict(enumerate(captions)))
         if len(captions) != len(images):
             raise ValueError(f"{len(images)} images, but {len(captions)} captions; give one caption for each image")
         if spans is None:
@@ -181,12 +186,11 @@ class Predictor:
         prompts = [caption_prompt(*both) for both in zip(captions, spans, strict=True)]
         return self._find(images, [[query] for query in make_queries(prompts, self.tokenizer)])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: its tensors could not be changed by who gets them
     def _find(
         self, images: Sequence[Image.Image], queries: Sequence[Sequence[Query]], offset: Tensor | None = None
     ) -> list[Prediction]:
         """Look for what is asked of each image; all images are asked equally often."""
-        _check_images(images)
         found = [_prediction(None, own, [], 0) for own in queries]
         for batch in self._batches(images, [i for i, own in enumerate(queries) if any(q.seen for q in own)]):
             pictures = [prepare(images[i], self.model.cfg) for i in batch]
@@ -268,9 +272,17 @@ def _labels(query: Query, part: Detections) -> list[int]:
 
 
 def _check_images(images: Sequence[Image.Image]) -> None:
+    if isinstance(images, Image.Image):
+        raise TypeError("images is one picture; give a list of pictures, as in [picture]")
     for i, image in enumerate(images):
         if not isinstance(image, Image.Image):
             raise TypeError(f"images[{i}] is a {type(image).__name__}; give PIL images, as from PIL.Image.open(path)")
+
+
+def _check_texts(what: str, texts: Mapping[int, str]) -> None:
+    for i, text in texts.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{what}[{i}] is {text!r}, a {type(text).__name__}; give a text")
 
 
 def _refuse_text(**given: object) -> None:

@@ -5,8 +5,10 @@ to those of its phrase; with words of another image to those that name its categ
 a sentence. Cross entropy runs in both directions.
 """
 
+import math
 import zlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +20,7 @@ from glipv2.model.heads import ContrastFeatures
 from glipv2.sample import Batch
 
 MAX_SCALE = 100.0
-"""Largest factor on a similarity, as in CLIP; a temperature that would exceed it has come to rest."""
+"""Largest factor on a similarity, as in CLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +137,29 @@ def compare(
     by_word = _same_category(word_category, gather_rows(region_category)[0])
     by_word[:, own_regions] = torch.where(own_image, own, by_word[:, own_regions].T).T
 
-    scale = (-features.log_temperature).exp().clamp(max=MAX_SCALE)
+    scale = _Limit.apply(-features.log_temperature, math.log(MAX_SCALE)).exp()
     with torch.autocast(region.device.type, enabled=False):  # half precision cannot tell 0.99 from 0.993
         return (
             Comparison(logits=scale * region @ all_words.T, positive=by_region),
             Comparison(logits=scale * word @ all_regions.T, positive=by_word),
         )
+
+
+class _Limit(torch.autograd.Function):
+    """Clamp from above, with a gradient that leads back.
+
+    Beyond the limit only a gradient that lowers the value is let through: with none at all it would stay there for
+    ever, with all of it it would wander off ever further.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
+        ctx.beyond = value > limit
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.where(~ctx.beyond | (gradient > 0), 0), None
 
 
 def _words(batch: Batch) -> Bool[Tensor, "b t"]:

@@ -30,8 +30,10 @@ class SwinBlock(SwinTransformerBlock):
         window, shift = self.window_size[0], self.shift_size[0]
         order, home, regions = _windows(height, width, window, shift, x.device)
         rows = x.reshape(batch, height * width, channels)
-        # Without gradients a few windows at a time: what is between gather and return then stays in the cache.
-        chunk = len(order) if torch.is_grad_enabled() else max(1, CHUNK // (batch * self.window_area))
+        chunk = len(order)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            # A few windows at a time: what is between gather and return then stays in the processor's cache.
+            chunk = max(1, CHUNK // (batch * self.window_area))
         padded = bool(height % window or width % window)
         done = [
             self._some(rows, *some, padded=padded)

@@ -30,8 +30,15 @@ class FeaturePyramid(nn.Module):
             merged[level] = merged[level] + F.interpolate(merged[level + 1], size=merged[level].shape[2:])
         p3, p4, p5 = (
             # The un-dropped map goes down the pyramid; the top one is never dropped.
-            output(drop_block2d(x, self.drop_block, DROP_BLOCK_SIZE, training=self.training) if level < 2 else x)
+            output(self._drop(x) if level < 2 else x)
             for level, (output, x) in enumerate(zip(self.outputs, merged, strict=True))
         )
         p6 = self.p6(p5)
         return [p3, p4, p5, p6, self.p7(F.relu(p6))]
+
+    def _drop(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        block = (
+            DROP_BLOCK_SIZE if min(x.shape[2:]) >= DROP_BLOCK_SIZE else 1
+        )  # a very thin picture has no room for more
+        dropped: Tensor = drop_block2d(x, self.drop_block, block, training=self.training)
+        return dropped

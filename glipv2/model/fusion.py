@@ -77,10 +77,13 @@ class Fusion(nn.Module):
             text + self.text_scale * self.text_output(heard.flatten(2)),
         )
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def _fold(
         self, text: Float[Tensor, "b t d"]
     ) -> tuple[Float[Tensor, "b h t c"], Float[Tensor, "b h t"], Float[Tensor, "b h t c"]]:
         """Move the image's query and output projections onto the tokens: keys, their biases, and values."""
+        text = text.to(self.text_key.weight.dtype)
         key = self.text_key(text).unflatten(-1, (self.heads, self.head_dim)) * self.head_dim**-0.5
         value = self.text_value(text).unflatten(-1, (self.heads, self.head_dim))
         query_weight = self.image_query.weight.unflatten(0, (self.heads, self.head_dim))
@@ -107,14 +110,24 @@ def _attend(
 ) -> Seen:
     """Attend both ways with both attention maps in memory: for training, and where the processor is a GPU."""
     heads, tokens = keys.shape[1:3]
-    logits = torch.baddbmm(key_bias.flatten(1)[:, None], image, keys.flatten(1, 2).transpose(1, 2))
-    logits = logits.clamp(-CLAMP, CLAMP).unflatten(2, (heads, tokens))  # b a h t
+    logits = _logits(image, keys, key_bias)
     to_image = dropout((logits + padding[:, None, None]).softmax(-1))
     # The reference takes off the maximum and clamps once more; what that cuts off is zero in any softmax.
     to_text = dropout(logits.softmax(1))
     image_update = to_image.flatten(2) @ values.flatten(1, 2)
     text_sum = to_text.flatten(2).transpose(1, 2) @ image
     return image_update, text_sum.unflatten(1, (heads, tokens)), to_text.sum(1)
+
+
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
+def _logits(
+    image: Float[Tensor, "b a c"], keys: Float[Tensor, "b h t c"], key_bias: Float[Tensor, "b h t"]
+) -> Float[Tensor, "b a h t"]:
+    """Compare every position with every token; in half precision a logit of 100 would be off by a quarter."""
+    logits = torch.baddbmm(key_bias.flatten(1)[:, None], image.to(keys.dtype), keys.flatten(1, 2).transpose(1, 2))
+    clamped: Tensor = logits.clamp(-CLAMP, CLAMP)
+    return clamped.view(*clamped.shape[:2], *keys.shape[1:3])
 
 
 def _attend_in_chunks(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from glipv2.config import ModelConfig
+from glipv2.config import BERT_POSITIONS, ModelConfig
 
 CLAMP = 50_000.0
 """The reference clamps attention scores and feed-forward values here, against overflow in half precision."""
@@ -49,7 +49,7 @@ def _bert(cfg: ModelConfig) -> BertModel:
         num_hidden_layers=cfg.text_layers,
         num_attention_heads=cfg.text_heads,
         intermediate_size=cfg.text_ffn_dim,
-        max_position_embeddings=512,
+        max_position_embeddings=BERT_POSITIONS,
         hidden_dropout_prob=cfg.text_dropout,
         attention_probs_dropout_prob=cfg.text_dropout,
         layer_norm_eps=NORM_EPS,

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 GRAMMAR_VERSION = 1
 """Raise it with every change that can move a span: shards of another version are other shards."""
@@ -59,6 +59,7 @@ class Phrase:
     text: str
 
 
+@runtime_checkable
 class PhraseParser(Protocol):
     """Anything that finds the noun phrases of a caption: in order, without overlap, every mention by itself."""
 

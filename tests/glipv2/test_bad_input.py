@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,30 @@ def test_a_single_text_is_no_list_of_texts(predictor: Predictor) -> None:
         predictor.detect([PICTURE], "cat")
     with pytest.raises(TypeError, match="captions is the text 'a cat'; give a list"):
         predictor.ground([PICTURE], "a cat")
+
+
+@pytest.mark.parametrize("names", [["red square", ...], ["red square", 3], {4: None}])
+def test_a_name_that_is_no_text_is_refused(predictor: Predictor, names: Any) -> None:
+    with pytest.raises(TypeError, match=r"categories\[\d\] is .*; give a text"):
+        predictor.detect([PICTURE], names)
+
+
+def test_a_single_picture_is_no_list_of_pictures(predictor: Predictor) -> None:
+    for ask in (lambda one: predictor.detect(one, NAMES), lambda one: predictor.ground(one, ["a disc"])):
+        with pytest.raises(TypeError, match="images is one picture; give a list"):
+            ask(PICTURE)
+
+
+@pytest.mark.parametrize("wrong", [{"min_class_score": -1}, {"nms_iou": 1.5}, {"max_detections": 0}])
+def test_impossible_thresholds_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"give (a number between 0 and 1|at least 1)"):
+        PostprocessConfig(**wrong)
+
+
+def test_boxes_found_may_be_changed(predictor: Predictor) -> None:
+    boxes = predictor.detect([PICTURE], NAMES)[0].boxes_xyxy
+    boxes[:, 2:] -= boxes[:, :2]
+    assert (boxes[:, 2:] > 0).all()
 
 
 def test_what_is_no_picture_is_refused(predictor: Predictor) -> None:

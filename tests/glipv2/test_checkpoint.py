@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_a_loaded_model_gives_identical_outputs(folder: Path, model: GLIPv2, tok
 
 
 def test_a_vocabulary_with_odd_line_breaks_keeps_its_ids(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> None:
-    odd = WordPiece([*tokenizer.vocabulary[:-1], "\u2028", "last"], max_tokens=8)
+    odd = WordPiece([*tokenizer.vocabulary[:-2], "\u2028", "last"], max_tokens=8)
     checkpoint.save(model, odd, tmp_path)
     loaded = checkpoint.load(tmp_path)[1]
     assert isinstance(loaded, WordPiece)
@@ -103,7 +104,70 @@ def test_weights_of_another_size_are_refused(folder: Path) -> None:
     assert_one_clear_line(folder, "does not fit")
 
 
+def test_a_vocabulary_of_another_size_than_the_model_is_refused(folder: Path) -> None:
+    with (folder / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("more\n")
+    assert_one_clear_line(folder, r"vocabulary of \d+ tokens, but its config\.json says \d+; save the model again")
+
+
 def test_a_cut_off_file_of_weights_is_refused(folder: Path) -> None:
     weights = folder / checkpoint.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
     assert_one_clear_line(folder, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"swin_drop_path": 0.3, "text_dropout": 0.1, "min_size_px": 32, "max_tokens": 20},
+        {"contrast": "paper", "contrast_dim": 8, "word_head": True},
+    ],
+)
+def test_a_model_starts_from_weights_of_its_size_whatever_its_rates_and_heads(
+    folder: Path, model: GLIPv2, tokenizer: WordPiece, change: dict[str, Any]
+) -> None:
+    starting = GLIPv2(replace(model.cfg, **change))
+    own = {name: value.clone() for name, value in starting.state_dict().items()}
+    checkpoint.check_start(folder, starting.cfg, WordPiece(tokenizer.vocabulary, starting.cfg.max_tokens))
+    checkpoint.start(starting, folder)
+    given = model.state_dict()
+    for name, value in starting.state_dict().items():
+        assert torch.equal(value, given.get(name, own[name])), name
+
+
+def test_a_model_without_a_head_starts_from_one_with_it(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> None:
+    checkpoint.save(GLIPv2(replace(model.cfg, contrast="paper", word_head=True)), tokenizer, tmp_path)
+    checkpoint.check_start(tmp_path, model.cfg, tokenizer)
+    checkpoint.start(model, tmp_path)
+    assert torch.equal(model.head.bias, checkpoint.load(tmp_path)[0].head.bias)
+
+
+def test_a_start_of_another_size_is_one_line_with_all_that_differs(
+    folder: Path, model: GLIPv2, tokenizer: WordPiece
+) -> None:
+    other = replace(model.cfg, channels=64, num_blocks=2, swin_drop_path=0.3)
+    longer = WordPiece([*tokenizer.vocabulary, "more"], max_tokens=32)
+    with pytest.raises(ValueError, match="of another size") as caught:
+        checkpoint.check_start(folder, other, longer)
+    said = str(caught.value)
+    before = len(tokenizer.vocabulary)
+    assert f"vocab_size {before} (here {before + 1})" in said
+    assert "channels 32 (here 64)" in said
+    assert "num_blocks 1 (here 2)" in said
+    assert "drop" not in said
+    assert "\n" not in said
+
+
+def test_a_start_with_other_words_of_the_same_number_is_refused(
+    folder: Path, model: GLIPv2, tokenizer: WordPiece
+) -> None:
+    other = WordPiece([*tokenizer.vocabulary[:-1], "other"], max_tokens=32)
+    with pytest.raises(ValueError, match="another vocabulary of the same size"):
+        checkpoint.check_start(folder, model.cfg, other)
+
+
+def test_heads_that_both_have_must_agree(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> None:
+    checkpoint.save(GLIPv2(replace(model.cfg, contrast="paper")), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=r"contrast paper \(here reference\)"):
+        checkpoint.check_start(tmp_path, replace(model.cfg, contrast="reference"), tokenizer)

@@ -36,7 +36,7 @@ def detection(*categories: int) -> GroundingSample:
         boxes_xyxy=BOXES[: len(categories)],
         tokens_positive=[[SPANS[category]] for category in categories],
         categories=list(categories),
-        category_spans=SPANS,
+        category_spans={category: [span] for category, span in SPANS.items()},
     )
 
 
@@ -243,6 +243,25 @@ def test_similarities_are_sharpened_a_hundredfold_at_most(tiny: ModelConfig, tok
         for temperature in (-30.0, -torch.tensor(100.0).log().item())
     )
     torch.testing.assert_close(frozen, floor, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("start", [-4.7, -30.0])
+def test_a_temperature_beyond_the_limit_comes_back_and_goes_no_further(
+    tiny: ModelConfig, tokenizer: WordPiece, start: float
+) -> None:
+    batch = collate([detection(SQUARE, DISC)], tokenizer, 32)
+    features, owners = make_features(batch), owners_of(batch, tiny)
+    assert start < -torch.tensor(100.0).log()
+
+    def gradient(sign: float) -> float:
+        temperature = torch.tensor([start], requires_grad=True)
+        made = replace(features, log_temperature=temperature)
+        (sign * inter_image_loss(made, owners, batch, ContrastConfig())).backward()
+        assert temperature.grad is not None
+        return temperature.grad.item()
+
+    assert gradient(1) < 0  # features at random are best not compared sharply: a step raises the temperature
+    assert gradient(-1) == 0
 
 
 def test_half_precision_does_not_blur_the_similarities(tiny: ModelConfig, tokenizer: WordPiece) -> None:

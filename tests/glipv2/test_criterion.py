@@ -341,7 +341,7 @@ def _in_categories(sample: GroundingSample) -> GroundingSample:
     """The same as detection: 'red square' is category 1, 'blue disc' category 2."""
     spans: dict[int, CharSpan] = {1: (0, 10), 2: (15, 24)}
     categories = [category for [span] in sample.tokens_positive for category, s in spans.items() if s == span]
-    return replace(sample, categories=categories, category_spans=spans)
+    return replace(sample, categories=categories, category_spans={key: [span] for key, span in spans.items()})
 
 
 def _mask_words(batch: Batch, some: bool) -> Batch:

@@ -33,7 +33,7 @@ def prompted(seed: int = 0) -> GroundingSample:
         boxes_xyxy=torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 2),
         tokens_positive=spans,
         categories=sorted(PRESENT),
-        category_spans=PROMPT.spans,
+        category_spans={category: [span] for category, span in PROMPT.spans.items()},
     )
 
 

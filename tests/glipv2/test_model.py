@@ -110,10 +110,27 @@ def test_overlap_counts_the_inclusive_pixel() -> None:
     assert iou_inclusive(one_pixel, one_pixel + 1).item() == 0
 
 
-@pytest.mark.parametrize("change", [{"text_heads": 5}, {"fusion_heads": 7}, {"min_size_px": 4000}])
-def test_impossible_sizes_are_refused(tiny: ModelConfig, change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"choose a multiple|raise the latter"):
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"text_heads": 5}, "choose a multiple"),
+        ({"fusion_heads": 7}, "choose a multiple"),
+        ({"swin_num_heads": (2, 4, 5, 8)}, "stage 2 of Swin is 64, which 5 heads"),
+        ({"min_size_px": 4000}, "raise the latter"),
+        ({"pad_multiple_px": 0}, "give at least 1"),
+        ({"max_tokens": 513}, "give fewer"),
+    ],
+)
+def test_impossible_sizes_are_refused(tiny: ModelConfig, change: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
         replace(tiny, **change)
+
+
+def test_a_thin_picture_can_be_trained_on_with_drop_block(tiny: ModelConfig) -> None:
+    trained = GLIPv2(replace(tiny, fpn_drop_block=0.3)).train()
+    regions = trained(torch.randn(1, 3, 32, 96), IDS[:1], MASK[:1]).regions
+    regions.alignment.sum().backward()
+    assert torch.isfinite(regions.alignment).all()
 
 
 def _row(regions: Regions, row: int) -> Regions:

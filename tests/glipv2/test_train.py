@@ -1,15 +1,17 @@
 """The optimiser and one step."""
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from glipv2.config import ModelConfig
 from glipv2.losses.criterion import Criterion, LossConfig
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.sample import GroundingSample, collate
+from glipv2.sample import Batch, GroundingSample, collate
 from glipv2.text.tokenizer import WordPiece
 from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, make_schedule, update
 
@@ -77,6 +79,33 @@ def test_a_schedule_without_warm_up_starts_at_the_full_rate() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     make_schedule(optimizer, OptimConfig(warmup_steps=0), num_steps=10)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_every_tensor_of_a_batch_is_pinned(
+    samples: list[GroundingSample], tokenizer: WordPiece, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(samples[:2], tokenizer, 32)
+    pinned: dict[int, torch.Tensor] = {}
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        return pinned.setdefault(id(tensor), tensor.clone())
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    copy = batch.pin_memory()
+    for before, after in zip((batch, *batch.targets), (copy, *copy.targets), strict=True):
+        for name, value in vars(before).items():
+            if name != "targets":
+                assert vars(after)[name] is pinned[id(value)], name
+                assert torch.equal(vars(after)[name], value)
+
+
+@pytest.mark.gpu
+def test_a_loader_pins_batches(samples: list[GroundingSample], tokenizer: WordPiece) -> None:
+    batches = cast("Dataset[Batch]", [collate(samples[:2], tokenizer, 32)])
+    loader = DataLoader(batches, batch_size=None, pin_memory=True)
+    batch = next(iter(loader))
+    assert batch.pixels.is_pinned()
+    assert batch.targets[0].positive_map.is_pinned()
 
 
 @pytest.mark.parametrize("decay_at", [(0.0,), (0.5, 1.5)])

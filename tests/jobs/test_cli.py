@@ -1,17 +1,19 @@
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from glipv2 import checkpoint
+from glipv2.losses.criterion import LossConfig
+from glipv2.text.tokenizer import WordPiece, make_vocabulary
 from jobs import cli, recipes
-from pipeline.flow import DemoConfig
+from pipeline.flow import DemoConfig, PretrainJob
 
-ALL = {
-    f"{table}:{name}": recipe
-    for table in ("DEMOS", "CAPTIONS", "PRETRAININGS", "EVALUATIONS", "SWEEPS", "CONVERSIONS", "PREDICTIONS")
-    for name, recipe in getattr(recipes, table).items()
-}
+TABLES = [name for name, value in vars(recipes).items() if name.isupper() and isinstance(value, dict)]
+ALL = {f"{table}:{name}": recipe for table in TABLES for name, recipe in getattr(recipes, table).items()}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -20,11 +22,32 @@ def test_every_recipe_builds_and_explains_itself(name: str) -> None:
     assert "python -m jobs." in (ALL[name].__doc__ or "")
 
 
+def test_all_four_losses_of_the_paper_are_trained() -> None:
+    for job in (recipes.nano_all_pretrain(), recipes.t_pretrain()):
+        losses = job.pretrain.losses
+        assert losses.intra == losses.loc == losses.inter == losses.mlm == 1
+        assert job.pretrain.ingest.mask_words == 0.15
+
+
+def test_a_converted_glip_t_serves_glipv2_t_as_a_start(tmp_path: Path) -> None:
+    words = WordPiece(make_vocabulary([str(number) for number in range(40_000)])[:30522], 256)
+    (tmp_path / checkpoint.CONFIG).write_text(json.dumps(asdict(recipes.convert_glip_t().model)), encoding="utf-8")
+    (tmp_path / checkpoint.WEIGHTS).touch()
+    words.save(tmp_path)
+    checkpoint.check_start(tmp_path, recipes.t_pretrain().pretrain.model, words)
+
+
 def test_a_flag_changes_one_value_of_a_recipe() -> None:
     changed = cli.parse(recipes.DEMOS, ["smoke", "--out", "/x", "--teacher.optim.lr", "0.5"], "prog")
     assert isinstance(changed, DemoConfig)
     assert changed.teacher.optim.lr == 0.5
     assert changed.out == Path("/x")
+
+
+def test_a_loss_is_left_out_by_a_flag() -> None:
+    changed = cli.parse(recipes.PRETRAININGS, ["nano-all", "--pretrain.losses.inter", "0"], "prog")
+    assert isinstance(changed, PretrainJob)
+    assert changed.pretrain.losses == LossConfig(mlm=1.0)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +78,7 @@ def test_misuse_is_one_line_and_exit_code_2(
         (["jobs.demo", "smoke", "--out", "here"], "--out is here, a relative path"),
         (["jobs.pseudo_label", "photos", "--pairs", "/a", "--out", "/b"], "--teacher is missing"),
         (["jobs.sweep", "few-shot", "--model", "/a", "--out", "/b"], "--root is missing"),
+        (["jobs.vocabulary", "nano", "--out", "/b"], "--pairs and --sources are missing"),
     ],
 )
 def test_a_missing_or_relative_path_is_refused_before_anything_starts(arguments: list[str], said: str) -> None:

@@ -19,8 +19,8 @@ from pipeline.sources.store import store_source
 TOKENIZER = WordPiece(make_vocabulary(["a", "red", "ring", "left", "of", "blue", "star", "moon"]), 64)
 MODEL = replace(nano(len(TOKENIZER.vocabulary)), min_size_px=32, max_size_px=32)
 NAMES = {1: "ring", 2: "star", 3: "moon"}
-NO_WORDS = Vocabulary(names={}, budget=Budget.of({}, TOKENIZER))
-WORDS = Vocabulary(names=NAMES, budget=Budget.of(NAMES, TOKENIZER))
+NO_WORDS = Vocabulary(names={}, budget=Budget.of({}, TOKENIZER), global_ids={})
+WORDS = Vocabulary(names=NAMES, budget=Budget.of(NAMES, TOKENIZER), global_ids={key: key for key in NAMES})
 CAPTION = "a red ring left of a blue star"
 RING, STAR = (2, 10), (21, 30)
 
@@ -63,8 +63,8 @@ def caption(**changes: Any) -> dict[str, Any]:
     return detection(0, **(changed | changes))
 
 
-def store(folder: Path, rows: list[dict[str, Any]]) -> SourceConfig:
-    store_source(rows, folder, name=folder.name, inputs={}, categories=NAMES)
+def store(folder: Path, rows: list[dict[str, Any]], names: dict[int, str] = NAMES) -> SourceConfig:
+    store_source(rows, folder, name=folder.name, inputs={}, categories=names)
     return SourceConfig(path=folder)
 
 
@@ -164,7 +164,7 @@ def test_left_and_right_stay_where_the_image_is_not_mirrored() -> None:
 @pytest.mark.parametrize("flip_sides", ["skip", "swap"])
 def test_a_prompt_with_a_sided_category_is_never_mirrored(flip_sides: Any) -> None:
     names = {1: "left ring", 2: "star"}
-    words = Vocabulary(names=names, budget=Budget.of(names, TOKENIZER))
+    words = Vocabulary(names=names, budget=Budget.of(names, TOKENIZER), global_ids={1: 0, 2: 1})
     cfg = IngestConfig(batch_size=1, flip=1.0, flip_sides=flip_sides)
     sample = make_sample(detection(0), words, cfg, MODEL, random.Random(0))
     assert "left ring" in sample.text
@@ -181,7 +181,7 @@ def test_a_category_not_fully_boxed_keeps_its_boxes_and_leaves_the_loss() -> Non
     row = detection(0, not_exhaustive_ids=[1, 2])
     sample = make_sample(row, WORDS, IngestConfig(batch_size=1), MODEL, random.Random(0))
     assert sample.category_spans.keys() == {1, 3}
-    assert sample.incomplete == [sample.category_spans[1]]
+    assert sample.incomplete == sample.category_spans[1]
     batch = collate([sample], TOKENIZER, 32)
     assert batch.targets[0].positive_map.sum() == 1
     assert batch.token_categories[0][~batch.loss_mask[0]].tolist() == [1]
@@ -196,12 +196,80 @@ def test_a_category_seen_only_as_a_crowd_is_not_taught_as_absent(tmp_path: Path)
 
 
 def test_boxes_whose_name_does_not_fit_are_dropped() -> None:
-    tight = Vocabulary(names=NAMES, budget=replace(WORDS.budget, max_tokens=2))
+    tight = replace(WORDS, budget=replace(WORDS.budget, max_tokens=2))
     row = detection(0, boxes=[[2.0, 2.0, 9.0, 9.0], [9.0, 9.0, 30.0, 30.0]], category_id=[1, 2])
     sample = make_sample(row, tight, IngestConfig(batch_size=1, flip=0.0), MODEL, random.Random(0))
     (category,) = sample.categories
     assert sample.text == NAMES[category]
     assert sample.boxes_xyxy.tolist() == [row["boxes"][category - 1]]
+
+
+def named_ids(sources: list[SourceConfig]) -> list[dict[str, set[int]]]:
+    """Per image of one batch, every word of its prompt and the categories its tokens have."""
+    data = TrainingSet(sources, IngestConfig(batch_size=len(sources)), MODEL, TOKENIZER)
+    batch, found = data[0], []
+    for ids, categories in zip(batch.ids.tolist(), batch.token_categories.tolist(), strict=True):
+        found.append({TOKENIZER.vocabulary[i]: {c} for i, c in zip(ids, categories, strict=True) if c >= 0})
+    for target, ids, names in zip(batch.targets, batch.ids, found, strict=True):
+        for category, positive in zip(target.categories.tolist(), target.positive_map, strict=True):
+            names[TOKENIZER.vocabulary[int(ids[positive > 0][0])]].add(category)
+    return found
+
+
+def test_a_name_has_one_category_in_all_sources_whatever_its_ids(tmp_path: Path) -> None:
+    first = store(tmp_path / "a", [detection(0)], {1: "ring", 2: "star"})
+    row = detection(1, boxes=[[2.0, 2.0, 9.0, 9.0]] * 2, category_id=[1, 7], score=[1.0] * 2, iscrowd=[False] * 2)
+    second = store(tmp_path / "b", [row], {1: "moon", 7: "Ring_(jewel)"})
+    seen = [names for _ in range(2) for names in named_ids([first, second])]
+    rings = [names["ring"] for names in seen]
+    assert all(ids == rings[0] and len(ids) == 1 for ids in rings)
+    assert [names["moon"] & rings[0] for names in seen if "moon" in names] == [set()] * 2
+
+
+def test_names_of_a_source_that_are_said_alike_share_a_category_and_keep_their_spans(tmp_path: Path) -> None:
+    names = {1: "ring_(jewel)", 2: "star", 3: "ring"}
+    rows = [detection(0, boxes=[[2.0, 2.0, 9.0, 9.0]] * 2, category_id=[1, 3], score=[1.0] * 2, iscrowd=[False] * 2)]
+    data = TrainingSet([store(tmp_path / "a", rows, names)], IngestConfig(batch_size=1), MODEL, TOKENIZER)
+    row, vocabulary = data.samples[0]
+    sample = make_sample(row, vocabulary, data.cfg, MODEL, random.Random(0))
+    assert len(set(sample.categories)) == 1
+    spans = sample.category_spans[sample.categories[0]]
+    assert [sample.text[slice(*span)] for span in spans] == ["ring", "ring"]
+    assert {span for [span] in sample.tokens_positive} == set(spans)
+    ids, categories = data[0].ids[0].tolist(), data[0].token_categories[0].tolist()
+    marked = [c for i, c in zip(ids, categories, strict=True) if TOKENIZER.vocabulary[i] == "ring"]
+    assert marked == [sample.categories[0]] * 2
+
+
+def test_a_box_that_covers_nothing_is_dropped_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    thin = [30.1, 5.0, 30.1 + 1e-6, 20.0]  # equal sides in single precision
+    row = detection(0, boxes=[thin, [2.0, 2.0, 20.0, 20.0], [40.0, 2.0, 50.0, 9.0]], category_id=[1, 2, 1])
+    sample = make_sample(row, WORDS, IngestConfig(batch_size=1, flip=0.0), MODEL, random.Random(0))
+    assert sample.boxes_xyxy.tolist() == [[2.0, 2.0, 20.0, 20.0]]
+    assert sample.categories == [2]
+    assert [sample.text[slice(*span)] for [span] in sample.tokens_positive] == ["star"]
+    assert [sample.text[slice(*span)] for span in sample.unknown] == ["ring", "ring"]
+    assert "boxes/train/0: 2 of 3 boxes cover nothing" in caplog.text
+
+
+def test_words_of_a_dropped_box_are_not_taught_as_absent() -> None:
+    row = caption(boxes=[[5.0, 5.0, 5.0, 9.0]])
+    sample = make_sample(row, NO_WORDS, IngestConfig(batch_size=1), MODEL, random.Random(0))
+    batch = collate([sample], TOKENIZER, 32)
+    words = [TOKENIZER.vocabulary[i] for i in batch.ids[0][~batch.loss_mask[0]].tolist()]
+    assert len(batch.targets[0].boxes_xyxy) == 0
+    assert words == ["red", "ring", "blue", "star"]
+
+
+def test_images_are_resized_to_one_of_the_sides_given(boxes: SourceConfig) -> None:
+    roomy = replace(MODEL, max_size_px=96)
+    cfg = IngestConfig(batch_size=1, short_sides_px=(16, 48, 80), flip=0.0)
+    rows = [make_sample(detection(0), WORDS, cfg, roomy, random.Random(seed)) for seed in range(20)]
+    assert {sample.picture.size for sample in rows} == {(16, 16), (48, 48), (80, 80)}
+    for sample in rows:
+        assert sample.boxes_xyxy.tolist() == [[side * sample.picture.size[0] / 32 for side in (2, 2, 20, 20)]]
+    first, again = (TrainingSet([boxes], cfg, roomy, TOKENIZER)[3].pixels for _ in range(2))
+    assert torch.equal(first, again)
 
 
 def captions(folder: Path) -> SourceConfig:
@@ -248,7 +316,9 @@ def test_words_are_hidden_at_the_rate_asked_for(tmp_path: Path) -> None:
     assert torch.equal(batch.masked_words, data[0].masked_words)
 
 
-@pytest.mark.parametrize("wrong", [{"mask_words": 1.5}, {"flip": -0.1}, {"max_labels": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"mask_words": 1.5}, {"flip": -0.1}, {"max_labels": 0}, {"batch_size": 0}, {"short_sides_px": (0,)}]
+)
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give"):
         IngestConfig(**{"batch_size": 1, **wrong})
