@@ -21,7 +21,7 @@ from glipv2.checkpoint import load, weights_sha256
 from glipv2.image import prepare, scale_boxes
 from glipv2.inference.predictor import Predictor
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.sample import GroundingSample, collate
+from glipv2.sample import GroundingSample, collate, covers
 from glipv2.text.prompts import Prompt
 from glipv2.text.tokenizer import Tokenizer
 from glipv2.transfer.prompt import CachedBatch, PromptTuning, PromptTuningConfig, cache
@@ -284,13 +284,16 @@ def _samples(dataset: OdinwDataset, images: Sequence[str], prompt: Prompt, model
         boxes = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
         xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (b["bbox"] for b in boxes)]).view(-1, 4)
         picture = prepare(open_image(benchmark.images / image["file_name"]), model.cfg)
+        xyxy = scale_boxes(xyxy, picture)
+        keep = covers(xyxy, picture.size)  # public sets hold boxes without area
+        categories = [b["category_id"] for b, kept in zip(boxes, keep.tolist(), strict=True) if kept]
         samples.append(
             GroundingSample(
                 picture=picture,
                 text=prompt.text,
-                boxes_xyxy=scale_boxes(xyxy, picture),
-                tokens_positive=[[prompt.spans[b["category_id"]]] for b in boxes],
-                categories=[b["category_id"] for b in boxes],
+                boxes_xyxy=xyxy[keep],
+                tokens_positive=[[prompt.spans[category]] for category in categories],
+                categories=categories,
                 category_spans={category: [span] for category, span in prompt.spans.items()},
             )
         )

@@ -78,7 +78,9 @@ def _windows(
         windows = grid.view(-1, window, padded_width // window, window).transpose(1, 2)
         return windows.reshape(-1, window * window)
 
-    y, x = (row[:height] - shift) % padded_height, (column[:width] - shift) % padded_width
+    # Nothing negative before the remainder: torch.compile stumbles over it.
+    y = (row[:height] + padded_height - shift) % padded_height
+    x = (column[:width] + padded_width - shift) % padded_width
     which = (y // window)[:, None] * (padded_width // window) + x // window
     home = which * window**2 + (y % window)[:, None] * window + x % window
     return cut(position), home.flatten(), cut(regions)

@@ -260,9 +260,14 @@ def test_background_is_taught_the_last_token_of_a_full_text_only_on_demand(
 ) -> None:
     batch = collate([make_sample(TEXT, [(0, 10)], [])], tokenizer, 32)
     words = torch.nn.functional.pad(batch.targets[0].positive_map, (0, 256 - batch.ids.shape[1]))
+    full = torch.ones_like(batch.ids[:, :1]).expand(1, 256)
     filled = replace(
         batch,
-        loss_mask=torch.ones(1, 256, dtype=torch.bool),
+        ids=full,
+        mask=full,
+        loss_mask=full > 0,
+        token_categories=-full,
+        masked_words=NOT_PREDICTED * full,
         targets=(replace(batch.targets[0], positive_map=words),),
     )
     regions = make_regions(1, 256)

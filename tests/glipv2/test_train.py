@@ -100,6 +100,7 @@ def test_every_tensor_of_a_batch_is_pinned(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_loader_pins_batches(samples: list[GroundingSample], tokenizer: WordPiece) -> None:
     batches = cast("Dataset[Batch]", [collate(samples[:2], tokenizer, 32)])
     loader = DataLoader(batches, batch_size=None, pin_memory=True)
