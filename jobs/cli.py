@@ -80,6 +80,7 @@ def parse(
 
 
 def _run(job: Callable[[Config], object], config: Config, program: str, verbose: bool, needs_ray: bool) -> int:
+    from pipeline.failure import RunError
     from pipeline.session import ray_session
 
     try:
@@ -90,7 +91,7 @@ def _run(job: Callable[[Config], object], config: Config, program: str, verbose:
     except KeyboardInterrupt:
         print("interrupted; give the same command again to go on", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         if verbose:
             raise
         print(f"{program}: {_one_line(str(error))}", file=sys.stderr)

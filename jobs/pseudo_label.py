@@ -4,7 +4,7 @@
 """
 
 from jobs import cli, recipes
-from pipeline.flow import label_captions
+from pipeline.captions import label_captions
 
 if __name__ == "__main__":
     cli.main(label_captions, recipes.CAPTIONS, "Turn captioned URLs into grounding shards with a GLIP teacher.")

@@ -10,16 +10,20 @@ from glipv2.config import glip_l, glip_t, glip_t_a, nano, t
 from glipv2.losses.criterion import LossConfig
 from glipv2.train import OptimConfig
 from glipv2.transfer.prompt import PromptTuningConfig
+from pipeline.captions import CaptionsConfig
 from pipeline.convert import ConvertJob
 from pipeline.download import DownloadConfig
 from pipeline.evaluate import EvaluateConfig
-from pipeline.flow import CaptionsConfig, DemoConfig, EvaluateJob, PretrainJob, SweepJob
+from pipeline.export import ExportConfig, ExportJob
+from pipeline.flow import DemoConfig, EvaluateJob, PretrainJob, SweepJob
+from pipeline.guards import GuardConfig, GuardJob
 from pipeline.ingest import IngestConfig
 from pipeline.miniature.config import demo_size, test_size
 from pipeline.predict import PredictJob
 from pipeline.pretrain import PretrainConfig
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.sweep import SweepConfig
+from pipeline.trace import TraceJob
 from pipeline.vocabulary import VocabularyJob
 
 
@@ -59,7 +63,7 @@ def smoke() -> DemoConfig:
 
 
 def photos() -> CaptionsConfig:
-    """Pseudo-label real captioned photos on a CPU, with a small teacher.
+    """Pseudo-label captioned photos on a CPU, with a small teacher.
 
     ``python -m jobs.pseudo_label photos --pairs /abs/pairs.tsv --teacher /abs/model --out /abs/dir``: 2 CPU cores,
     about a minute per thousand captions. A nano teacher has only seen drawn shapes: expect few boxes, and poor ones.
@@ -71,15 +75,61 @@ def photos() -> CaptionsConfig:
 
 
 def captions_gpu() -> CaptionsConfig:
-    """Pseudo-label a large caption list on a cluster: one teacher per GPU, eight GPUs.
+    """Pseudo-label a large caption list on a cluster: one teacher per GPU, eight GPUs, four nodes' fetchers.
 
-    ``python -m jobs.pseudo_label captions-gpu --pairs /abs/cc12m.tsv --teacher /abs/model --out /abs/dir``. Never run
-    yet: no GPU was at hand when this was written.
+    ``python -m jobs.pseudo_label captions-gpu --pairs s3://bucket/cc12m.tsv --teacher /abs/model --out s3://bucket/cap``.
+    Never run yet: no GPU was at hand when this was written.
     """
     return CaptionsConfig(
-        download=DownloadConfig(num_actors=4),
-        label=PseudoLabelConfig(num_teachers=8, num_gpus=1, batch_size=16),
+        mix_rows=100_000,
+        download=DownloadConfig(num_actors=8),
+        label=PseudoLabelConfig(num_teachers=8, num_gpus=1, batch_size=16, rows_per_block=1000),
     )
+
+
+def guard_directory() -> GuardJob:
+    """Keep evaluation pictures and pictures of the same bytes out of a finished directory of images or labels.
+
+    ``python -m jobs.guard bytes --source /abs/images --out /abs/guarded --guard.eval-images coco=/abs/val2017
+    lvis=/abs/lvis``: one CPU core, some 6 s per million rows and 30 s more per hundred thousand evaluation pictures,
+    plus the writing.
+    """
+    return GuardJob()
+
+
+def guard_alike() -> GuardJob:
+    """Keep out pictures that only look alike too.
+
+    ``python -m jobs.guard alike --source /abs/images --out /abs/guarded``: some 10 s per million rows. The more rows,
+    the more strangers are alike: above some millions add ``--guard.duplicate-distance 0``.
+    """
+    return GuardJob(guard=GuardConfig(duplicates="alike"))
+
+
+def trace_shards() -> TraceJob:
+    """Follow a row to its source, or find (and drop) what came from a source.
+
+    ``python -m jobs.trace shards --shards /abs/labels --key 17 --box 0``, or ``--find.hosts example.org``, and to write
+    the directories anew without it ``--drop --out /abs/clean``: one CPU core, some 3 s per million rows.
+    """
+    return TraceJob()
+
+
+def export_chosen() -> ExportJob:
+    """Export the boxes training would use.
+
+    ``python -m jobs.export chosen --labels /abs/labels --out /abs/coco``, ``--export.format odvg`` for mmdetection's
+    format: one CPU core, minutes per million rows, mostly for the image files.
+    """
+    return ExportJob()
+
+
+def export_all() -> ExportJob:
+    """Export every stored box with its score, to choose elsewhere.
+
+    ``python -m jobs.export all --labels /abs/labels --out /abs/coco``: as ``chosen``.
+    """
+    return ExportJob(export=ExportConfig(all_boxes=True))
 
 
 def nano_pretrain() -> PretrainJob:
@@ -250,6 +300,9 @@ def predict_gpu() -> PredictJob:
 
 DEMOS = {"demo": demo, "smoke": smoke}
 CAPTIONS = {"photos": photos, "captions-gpu": captions_gpu}
+GUARDS = {"bytes": guard_directory, "alike": guard_alike}
+TRACES = {"shards": trace_shards}
+EXPORTS = {"chosen": export_chosen, "all": export_all}
 PRETRAININGS = {"nano": nano_pretrain, "nano-all": nano_all_pretrain, "t": t_pretrain}
 VOCABULARIES = {"nano": nano_vocabulary}
 EVALUATIONS = {"coco": nano_evaluate}

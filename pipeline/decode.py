@@ -4,18 +4,21 @@ img2dataset's ``Resizer`` decodes, shrinks and encodes. What it gets wrong is pu
 ignores EXIF orientation, saturates 16-bit pixels, keeps grey as one channel and decodes bombs. The usual picture (a
 JPEG in colour, upright) costs only a look at its header; every other one is loaded by Pillow, which is strict about
 missing data, and handed over as a bitmap.
+
+Decoders of images crash: use `IsolatedDecoder`, whose process also holds OpenCV, which its caller then need not load.
 """
 
 import io
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.img2dataset_parts import Picture, make_resizer
+from pipeline.isolation import Isolated, Limits, Work
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """What Pillow may open (MPO comes with JPEG). By itself it knows dozens more, and starts Ghostscript for EPS."""
@@ -87,7 +90,10 @@ class Decoder:
 
         Returns:
             The picture, or why there is none: `empty_body`, `not_an_image`, `too_many_pixels`, `too_small`,
-            `aspect_ratio`, `truncated_image`, `corrupt_image`, `unknown_pixels`.
+            `aspect_ratio`, `truncated_image`, `corrupt_image`, `unknown_pixels`, `out_of_memory`.
+
+        Raises:
+            MemoryError: there was not enough for a sound picture.
         """
         if not data:
             return "empty_body"
@@ -126,6 +132,60 @@ class Decoder:
         return (self._bound_long if too_long else self._bound_short)(data)
 
 
+class IsolatedDecoder:
+    """A `Decoder` in child processes; any number of threads may call."""
+
+    def __init__(self, config: ImageConfig, limits: Limits) -> None:
+        """Start the processes, which takes seconds."""
+        # Only what a decoder needs: a subclass would have the children import the module it comes from.
+        self._config = ImageConfig(**{part.name: getattr(config, part.name) for part in fields(ImageConfig)})
+        self._isolated = Isolated(limits, make_work, self._config)
+
+    def __call__(self, data: bytes) -> Picture | str:
+        """Decode one image.
+
+        Returns:
+            What `Decoder` returns, or `decoder_crash`, `decoder_timeout`, `out_of_memory`.
+        """
+        answer = self._isolated(data)
+        return answer if isinstance(answer, str) else _unpack(answer)
+
+    def close(self) -> None:
+        """End the processes; nobody may be calling."""
+        self._isolated.close()
+
+
+def make_work(config: ImageConfig) -> Work:
+    """Make a decoder that answers in bytes, as it must between processes."""
+    decoder = Decoder(config)
+    return lambda data: _pack(decoder(data))
+
+
+_HEAD = struct.Struct("<4Iq64s")
+
+
+def _pack(outcome: Picture | str) -> bytes:
+    if isinstance(outcome, str):
+        return outcome.encode()
+    sizes = outcome.width, outcome.height, outcome.original_width, outcome.original_height
+    return b"\0" + _HEAD.pack(*sizes, outcome.phash, outcome.sha256.encode()) + outcome.data
+
+
+def _unpack(answer: bytes) -> Picture | str:
+    if answer[:1] != b"\0":
+        return answer.decode()
+    width, height, original_width, original_height, phash, sha256 = _HEAD.unpack_from(answer, 1)
+    return Picture(
+        data=answer[1 + _HEAD.size :],
+        width=width,
+        height=height,
+        original_width=original_width,
+        original_height=original_height,
+        sha256=sha256.decode(),
+        phash=phash,
+    )
+
+
 def _orientation(image: Image.Image) -> int:
     """Read the EXIF orientation; damaged EXIF says nothing and costs no picture."""
     try:
@@ -161,5 +221,7 @@ def _name(error: BaseException) -> str:
         return "not_an_image"
     if isinstance(error, Image.DecompressionBombError):
         return "too_many_pixels"
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
     missing = isinstance(error, EOFError) or "truncated" in str(error).lower()
     return "truncated_image" if missing else "corrupt_image"

@@ -1,46 +1,35 @@
 """Fetch the image of every pair and store it, or the reason why there is none (DESIGN, section 2).
 
-Ray Data streams the pairs in blocks through a few long-lived actors. Each actor fetches with one pooled client and
-decodes with img2dataset's ``Resizer``. It works on several blocks at once, so that the slowest address of one block
-holds up only that block.
+Ray Data streams the pairs in blocks through a few long-lived actors (`pipeline.collect`). Each works on several blocks
+at once, so that the slowest address of one block holds up only that block.
 """
 
-import logging
-import threading
-import time
-import warnings
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
-from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import schema, shards
-from pipeline.decode import Decoder, ImageConfig
-from pipeline.fetch import FetchConfig, Fetcher
-from pipeline.progress import Progress, Report, quiet_ray_data, track_dataset
-
-logger = logging.getLogger(__name__)
+from pipeline import schema
+from pipeline.collect import CollectConfig, Collector
+from pipeline.decode import ImageConfig
+from pipeline.engine import Source, Step, Work, carry_out
+from pipeline.progress import Report
+from pipeline.shards import Manifest, place_sha256
+from pipeline.storage import Place
 
 STAGE = "download"
 
-_MACHINERY = ("num_actors", "num_cpus", "rows_per_block", "blocks_per_actor")
-"""Fields that decide how fast the rows come, not which: they may differ when a finished output is reused."""
-
-_MAX_CRASHES = 2
-"""Times an actor is started again, and its blocks are retried, when a decoder takes the process down with it."""
+_POSITIVE = ("num_actors", "num_cpus", "rows_per_block", "blocks_per_actor")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadConfig(ImageConfig):
-    """How images are fetched, chosen and stored (`ImageConfig`), and on how much of the cluster."""
+class DownloadConfig(CollectConfig):
+    """How images are fetched, chosen and stored (`CollectConfig`), and on how much of the cluster."""
 
-    fetch: FetchConfig = field(default_factory=FetchConfig)
-    """Limits of every request."""
     num_actors: int = 1
-    """Processes that fetch and decode; about 200 images/s each."""
+    """Processes that fetch, each with decoders of its own; about 200 images/s each."""
     num_cpus: float = 1.0
     """CPUs reserved for each actor. Leave one CPU for Ray's tasks that read and write, or nothing moves."""
     rows_per_block: int = 500
@@ -51,23 +40,23 @@ class DownloadConfig(ImageConfig):
     def __post_init__(self) -> None:
         """Refuse a plan on which nothing would run."""
         super().__post_init__()
-        for name in _MACHINERY:
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be above 0; leave it out for the default")
 
 
 def download(
-    config: DownloadConfig, pairs: Path, out: Path, *, on_progress: Report | None = None, run_id: str = ""
-) -> shards.Manifest:
+    config: DownloadConfig, pairs: Place, out: Place, *, on_progress: Report | None = None, run_id: str = ""
+) -> Manifest:
     """Download the images of a pairs file into a directory of `schema.IMAGES` shards.
 
-    A finished directory of the same configuration and pairs is returned as it is, an unfinished one is made again.
+    A finished directory of the same configuration and pairs is returned as it is, an unfinished one is gone on with.
 
     Args:
         config: What to fetch, keep and store.
         pairs: One parquet file of `schema.PAIRS`, see `pipeline.sources.pairs`.
         out: Directory for the shards.
-        on_progress: Told about rows done; by default a status line is logged.
+        on_progress: Told about rows done; by default a status line is shown.
         run_id: MLflow run to note in the manifest.
 
     Returns:
@@ -76,75 +65,55 @@ def download(
     Raises:
         ValueError: ``pairs`` is no pairs file, or ``out`` holds something else.
     """
-    started = time.monotonic()
-    rows_in = _count_pairs(pairs)
-    inputs = {"pairs": shards.file_sha256(pairs)}
-    wanted = _content_hash(config, inputs)
-    if finished := shards.begin(out, wanted):
-        return finished
-    dataset = _plan(config, pairs)
-    _warn_of_standstill(config)
-    with track_dataset(dataset, on_progress or Progress(STAGE), rows_in):
-        _write(dataset, out)
-    shards.number_files(out, "key")
-    rows_out, rejects = shards.count_rejects(out, schema.SUCCESS)
-    manifest = shards.Manifest(
+    work = Work(
         stage=STAGE,
-        config_hash=wanted,
-        rows_in=rows_in,
-        rows_out=rows_out,
-        rejects=rejects,
-        files=shards.describe_files(out),
-        inputs=inputs,
+        source=collecting(config, pairs),
+        table=schema.IMAGES,
+        good=schema.SUCCESS,
+        apart=False,
+        crashed=_crashed,
+        rows_per_block=config.rows_per_block,
         config=asdict(config),
-        run_id=run_id,
-        seconds=time.monotonic() - started,
     )
-    shards.write_manifest(out, manifest)
-    return manifest
+    return carry_out(work, out, run_id=run_id, on_progress=on_progress)
 
 
-class Downloader:
-    """The actor: fetches and decodes blocks of pairs, several at once on threads of Ray's."""
+def collecting(config: DownloadConfig, pairs: Place) -> Source:
+    """Plan the collecting of a pairs file's images: rows of `schema.PAIRS` become rows of `schema.IMAGES`.
 
-    def __init__(self, config: DownloadConfig) -> None:
-        """Load img2dataset and open the client, once per process."""
-        self._decoder = Decoder(config)
-        self._fetcher = Fetcher(config.fetch)
-        self._decoding = threading.Lock()
-
-    def __call__(self, pairs: pa.Table) -> pa.Table:
-        """Give every pair its outcome; the order stays."""
-        rows = [{**pair, "status": schema.FAILED_TO_DOWNLOAD, "reason": "bad_line"} for pair in pairs.to_pylist()]
-        named = [row for row in rows if row["url"] is not None]
-        for position, body in self._fetcher.fetch_all([row["url"] for row in named]):
-            named[position] |= self._store(body)
-        return schema.to_table(rows, schema.IMAGES)
-
-    def _store(self, body: bytes | str) -> dict[str, object]:
-        if isinstance(body, str):
-            return {"status": schema.FAILED_TO_DOWNLOAD, "reason": body}
-        with self._decoding:
-            picture = self._decoder(body)
-        if isinstance(picture, str):
-            return {"status": schema.FAILED_TO_RESIZE, "reason": picture}
-        return {
-            "status": schema.SUCCESS,
-            "reason": None,
-            "image": {"bytes": picture.data, "path": None},
-            "width": picture.width,
-            "height": picture.height,
-            "original_width": picture.original_width,
-            "original_height": picture.original_height,
-            "sha256": picture.sha256,
-        }
+    Raises:
+        ValueError: ``pairs`` is no pairs file.
+    """
+    num_rows = _count_pairs(pairs)
+    inputs = {"pairs": place_sha256(pairs)}
+    step = Step(
+        make=Collector,
+        arguments={"config": config},
+        num_actors=config.num_actors,
+        num_cpus=config.num_cpus,
+        calls_at_once=config.blocks_per_actor,
+    )
+    # Time limits and politeness may change when a run is gone on with; what an image is may not.
+    deciding = {field.name: getattr(config, field.name) for field in fields(ImageConfig)}
+    return Source(
+        places=[pairs],
+        columns=schema.PAIRS.names,
+        num_rows=num_rows,
+        identity={"inputs": inputs, "image": {**deciding, "max_bytes": config.fetch.max_bytes}},
+        inputs=inputs,
+        steps=[step],
+    )
 
 
-def _count_pairs(pairs: Path) -> int:
+def _crashed(pair: Mapping[str, Any]) -> dict[str, object]:
+    return {**pair, "status": schema.FAILED_TO_RESIZE, "reason": "worker_crash"}
+
+
+def _count_pairs(pairs: Place) -> int:
     if not pairs.is_file():
         raise ValueError(f"{pairs} is no file; make it from a list of addresses with pipeline.sources.pairs")
     try:
-        with pq.ParquetFile(pairs) as file:
+        with pairs.open_input() as stream, pq.ParquetFile(stream) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
     except pa.ArrowInvalid as error:
         raise ValueError(f"{pairs} is no parquet file ({error}); make it with pipeline.sources.pairs") from error
@@ -155,48 +124,3 @@ def _count_pairs(pairs: Path) -> int:
     if rows == 0:
         raise ValueError(f"{pairs} has no rows; make it from a list with at least one pair")
     return int(rows)
-
-
-def _content_hash(config: DownloadConfig, inputs: dict[str, str]) -> str:
-    deciding = {name: value for name, value in asdict(config).items() if name not in _MACHINERY}
-    return shards.config_hash([STAGE, schema.SCHEMA_VERSION, deciding, inputs])
-
-
-def _plan(config: DownloadConfig, pairs: Path) -> ray.data.Dataset:
-    quiet_ray_data()
-    with warnings.catch_warnings():
-        # Ray 2.60 wants named options instead of **ray_remote_args, but has no name for these two.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        return (
-            ray.data.read_parquet(str(pairs.resolve()))
-            .select_columns(schema.PAIRS.names)
-            .repartition(target_num_rows_per_block=config.rows_per_block)
-            .map_batches(
-                Downloader,
-                fn_constructor_args=(config,),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=config.num_cpus,
-                compute=ray.data.ActorPoolStrategy(
-                    size=config.num_actors,
-                    max_concurrent_calls_per_actor=config.blocks_per_actor,
-                    enable_true_multi_threading=True,
-                ),
-                max_restarts=_MAX_CRASHES,
-                max_task_retries=_MAX_CRASHES,
-            )
-        )
-
-
-def _warn_of_standstill(config: DownloadConfig) -> None:
-    reserved, there = config.num_actors * config.num_cpus, ray.cluster_resources().get("CPU", 0)
-    if reserved > there - 1:
-        logger.warning(
-            "%d actors of %g CPUs leave no CPU of %g for Ray's tasks that read and write; unless the cluster grows, "
-            "nothing moves: lower num_actors or num_cpus",
-            *(config.num_actors, config.num_cpus, there),
-        )
-
-
-def _write(dataset: ray.data.Dataset, out: Path) -> None:
-    dataset.write_parquet(str(out.resolve()), schema=schema.IMAGES, **shards.parquet_options(schema.IMAGES))

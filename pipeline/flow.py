@@ -5,7 +5,7 @@ one directory, and is skipped when that directory is already finished, so a kill
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from glipv2.checkpoint import weights_sha256
@@ -20,32 +20,19 @@ from pipeline.miniature.server import serve
 from pipeline.miniature.world import World, build_world
 from pipeline.paths import NOT_GIVEN, require
 from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, pretrain, read_record
-from pipeline.pseudo_label import PseudoLabelConfig, pseudo_label
-from pipeline.report import ReportInputs, ReportPaths, Score, Trial, summary_table, write_report
-from pipeline.selection import SelectionConfig
-from pipeline.shards import MANIFEST_NAME, Manifest, config_hash, file_sha256, write_atomically
+from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
+from pipeline.report import ReportInputs, Score, Trial
+from pipeline.shards import Manifest, config_hash, file_sha256, write_atomically
 from pipeline.sources.coco import CocoSource, categories, read_coco
 from pipeline.sources.mdetr import read_mdetr
 from pipeline.sources.pairs import PairsConfig, import_pairs
 from pipeline.sources.store import store_source
+from pipeline.storage import Place
+from pipeline.summary import Outcome, publish, record_stage, ui_command
 from pipeline.sweep import SweepConfig, SweepInputs, sweep
 from pipeline.tracking import Run, open_run
 
 TEACHER, STUDENT = "teacher", "student"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a job has to show."""
-
-    text: str
-    """For the person who waits: the summary and where everything is."""
-    report: ReportPaths | None = None
-    """Where the report is, if the job writes one."""
-
-    def __str__(self) -> str:
-        """Give the text."""
-        return self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +78,10 @@ def demo(cfg: DemoConfig) -> Outcome:
         human = (SourceConfig(path=out / "objects365"), SourceConfig(path=out / "gold"))
 
         teacher = train(cfg.teacher, TrainingInputs(name=TEACHER, sources=human, vocabulary=words), out, run)
-        images = fetch_images(PairsConfig(path=world.web_pairs), cfg.download, out, run)
-        labels = pseudo_label(cfg.label, teacher.model, out / "images", out / "labels", run.run_id)
+        images = fetch_images(PairsConfig(path=world.web_pairs), reaching(world, cfg.download), out, run)
+        source = downloaded(Place.of(out / "images"))
+        plan = LabelPlan(cfg=cfg.label, teacher=str(teacher.model))
+        labels = pseudo_label(plan, source, Place.of(out / "labels"), run_id=run.run_id)
         record_stage(run, labels, out / "labels")
         captions = SourceConfig(path=out / "labels", copies=cfg.caption_copies)
         more = TrainingInputs(name=STUDENT, sources=(*human, captions), vocabulary=words, init=teacher.model)
@@ -104,74 +93,17 @@ def demo(cfg: DemoConfig) -> Outcome:
         return report_demo(cfg, run, [boxes, gold, images, labels], [teacher, student], (scores, trials))
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionsConfig:
-    """Captioned URLs to grounding shards."""
-
-    pairs: Path = NOT_GIVEN
-    """List of URLs and captions: tsv, csv, json, jsonl or parquet, also gzipped; absolute."""
-    teacher: Path = NOT_GIVEN
-    """Model folder of the teacher, absolute."""
-    out: Path = NOT_GIVEN
-    """Folder for images, labels and report, absolute."""
-    url_column: str = "url"
-    """Column of the address."""
-    caption_column: str = "caption"
-    """Column of the caption."""
-    columns: tuple[str, ...] = ()
-    """Names of the columns of a file without a header line: ``caption url`` for CC3M, ``url caption`` for CC12M."""
-    download: DownloadConfig
-    """How images are fetched."""
-    label: PseudoLabelConfig
-    """How they are labelled."""
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    """Which boxes the report shows: those training would use."""
-    num_pictures: int = 12
-    """Labelled images shown in the report."""
-
-    def check(self) -> None:
-        """Refuse a command line that lacks what no recipe can know."""
-        require(pairs=self.pairs, teacher=self.teacher, out=self.out)
-
-    @property
-    def pairs_config(self) -> PairsConfig:
-        """How the list is read."""
-        return PairsConfig(
-            path=self.pairs,
-            url_column=self.url_column,
-            caption_column=self.caption_column,
-            header=not self.columns,
-            columns=self.columns,
-        )
-
-
-def label_captions(cfg: CaptionsConfig) -> Outcome:
-    """Turn captioned URLs into grounding shards in ``<out>/labels``, and report on them."""
-    teacher_hash = weights_sha256(cfg.teacher)
-    with open_run(cfg.out, "pseudo_label", config_hash([asdict(cfg), teacher_hash]), asdict(cfg)) as run:
-        images = fetch_images(cfg.pairs_config, cfg.download, cfg.out, run)
-        labels = pseudo_label(cfg.label, cfg.teacher, cfg.out / "images", cfg.out / "labels", run.run_id)
-        record_stage(run, labels, cfg.out / "labels")
-        inputs = ReportInputs(
-            **summary.header(f"Pseudo-labels for {cfg.pairs.name}", run, asdict(cfg)),
-            input_hashes={**images.inputs, **labels.inputs},
-            stages=[summary.stage(m, run) for m in (images, labels)],
-            pictures=summary.label_pictures(cfg.out / "labels", cfg.selection, cfg.num_pictures),
-            limits=[
-                "No truth is known for these images: the boxes are as good as the teacher. Look at the pictures.",
-                "A nano teacher has seen nothing but drawn shapes: on photographs its boxes are poor.",
-            ],
-        )
-        return publish(inputs, cfg.out, run)
-
-
 def fetch_images(pairs: PairsConfig, cfg: DownloadConfig, out: Path, run: Run) -> Manifest:
     """Read a list of pairs and download its images into ``<out>/images``."""
-    out.mkdir(parents=True, exist_ok=True)
     import_pairs(pairs, out / "pairs.parquet")
-    manifest = download(cfg, out / "pairs.parquet", out / "images", run_id=run.run_id)
+    manifest = download(cfg, Place.of(out / "pairs.parquet"), Place.of(out / "images"), run_id=run.run_id)
     record_stage(run, manifest, out / "images")
     return manifest
+
+
+def reaching(world: World, cfg: DownloadConfig) -> DownloadConfig:
+    """Let a download reach the miniature world's own server: loopback is closed to it otherwise."""
+    return replace(cfg, fetch=replace(cfg.fetch, allow_hosts=(f"127.0.0.1:{world.config.port}",)))
 
 
 def train(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -> TrainingRecord:
@@ -255,29 +187,6 @@ def report_demo(
         parts = {"ap": score.ap, "ap50": score.ap50, "ap50_base": score.ap50_base, "ap50_novel": score.ap50_novel}
         run.metrics({f"{name}/{key}": value for key, value in parts.items() if value is not None})
     return publish(inputs, cfg.out, run)
-
-
-def publish(inputs: ReportInputs, out: Path, run: Run) -> Outcome:
-    """Write the report and store it with the run."""
-    paths = write_report(inputs, out / "report")
-    run.artifact(out / "report", "report")
-    return Outcome(
-        text=f"{summary_table(inputs)}\n\nreport     {paths.html}\nMLflow UI  {ui_command(run.uri)}", report=paths
-    )
-
-
-def record_stage(run: Run, manifest: Manifest, folder: Path) -> None:
-    """Record both sides of a stage's account: metrics for comparing runs, the manifest itself for everything else."""
-    numbers = {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "seconds": manifest.seconds}
-    rejects = {f"rejects/{reason.replace(':', '/')}": count for reason, count in manifest.rejects.items()}
-    run.metrics({f"{manifest.stage}/{key}": float(value) for key, value in {**numbers, **rejects}.items()})
-    run.tags({f"content_hash.{folder.name}": manifest.content_hash})
-    run.artifact(folder / MANIFEST_NAME, f"manifests/{folder.name}")
-
-
-def ui_command(uri: str) -> str:
-    """Tell how to look at the runs."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,21 @@
-"""The parts of img2dataset in use, imported late and without its side effects.
+"""img2dataset's ``Resizer``, imported late and alone.
 
-The package takes seconds to import, asks the network for updates of a dependency and starts an experiment tracker.
+Its package imports PyTorch, pandas and a tracker of experiments on the way (6.6 CPU-s, 840 MB); the module of the
+``Resizer`` needs OpenCV and albumentations only (1.5 CPU-s, 150 MB).
 """
 
 import hashlib
+import importlib.util
 import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.message import Message
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-_OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex"}
-"""Directives of ``X-Robots-Tag`` that refuse the use of an image; img2dataset's default."""
+from pipeline.phash import phash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,51 +32,68 @@ class Picture:
     """Pixels before it was shrunk."""
     original_height: int
     """Pixels before it was shrunk."""
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of the stored bytes."""
-        return hashlib.sha256(self.data).hexdigest()
+    sha256: str
+    """Hex digest of the JPEG."""
+    phash: int
+    """Perceptual hash of the pixels."""
 
 
 Resize = Callable[[bytes], Picture | str]
 """Decode, shrink and encode one image, or give the error. One thread at a time: it redirects stdout meanwhile."""
 
 
+class _Look:
+    """Hashes the pixels about to be encoded. To the ``Resizer`` it is a blurrer; it returns them as they are."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, img: Any, bbox_list: object) -> Any:
+        import cv2
+
+        self.seen = phash(cv2.cvtColor(img, cv2.COLOR_BGR2GRAY))
+        return img
+
+
 def make_resizer(mode: str, size_px: int, quality: int) -> Resize:
     """Make img2dataset's ``Resizer`` bound the short (``keep_ratio``) or long (``keep_ratio_largest``) side.
 
-    It never enlarges and never pads, and its output is JPEG.
+    It never enlarges and never pads; it takes pictures of three channels, and its output is JPEG. Calling it raises
+    `MemoryError` when there is not enough.
     """
-    _keep_quiet()
-    from img2dataset.resizer import Resizer
-
-    resizer = Resizer(size_px, mode, resize_only_if_bigger=True, encode_format="jpg", encode_quality=quality)
+    look = _Look()
+    resizer = _resizer_module().Resizer(
+        size_px, mode, resize_only_if_bigger=True, encode_format="jpg", encode_quality=quality, blurrer=look
+    )
 
     def resize(data: bytes) -> Picture | str:
-        jpeg, width, height, original_width, original_height, error = resizer(io.BytesIO(data))
+        jpeg, width, height, original_width, original_height, error = resizer(io.BytesIO(data), [])
+        if error is not None and "alloc" in error:
+            raise MemoryError(error)  # OpenCV's and NumPy's words; the Resizer catches whatever it meets
         if error is not None:
             return str(error)
         return Picture(
-            data=jpeg, width=width, height=height, original_width=original_width, original_height=original_height
+            data=jpeg,
+            width=width,
+            height=height,
+            original_width=original_width,
+            original_height=original_height,
+            sha256=hashlib.sha256(jpeg).hexdigest(),
+            phash=look.seen,
         )
 
     return resize
 
 
-def opted_out(robots_tags: list[str], robots_token: str) -> bool:
-    """Say whether the ``X-Robots-Tag`` headers of a response refuse its use by a crawler of that name."""
-    if not robots_tags:
-        return False
-    _keep_quiet()
-    from img2dataset.downloader import is_disallowed
-
-    headers = Message()
-    for tag in robots_tags:
-        headers["X-Robots-Tag"] = tag
-    return bool(is_disallowed(headers, robots_token, _OPT_OUT))
-
-
-def _keep_quiet() -> None:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    os.environ.setdefault("WANDB_MODE", "disabled")
+@cache
+def _resizer_module() -> ModuleType:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
+    package = importlib.util.find_spec("img2dataset")
+    if package is None or package.origin is None:
+        raise ImportError("img2dataset is not installed; install the project's requirements")
+    spec = importlib.util.spec_from_file_location("img2dataset_resizer", Path(package.origin).with_name("resizer.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError("img2dataset has no resizer.py; install the version of requirements.lock")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

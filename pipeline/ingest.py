@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 PER_BOX = ("boxes", "tokens_positive", "phrase_index", "category_id")
 FEDERATED = ("neg_category_ids", "not_exhaustive_ids")
-COLUMNS = ("sample_id", "kind", "image", "text", "phrases", "score", "iscrowd", *PER_BOX, *FEDERATED)
+COLUMNS = ("sample_id", "kind", "image", "text", "phrases", "entity", "score", "iscrowd", *PER_BOX, *FEDERATED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +146,9 @@ class TrainingSet(Dataset[Batch]):
             budget = Budget.of(names, tokenizer, cfg.max_labels, cfg.label_rule)
             ids = {key: numbers.setdefault(clean_name(name).lower(), len(numbers)) for key, name in names.items()}
             vocabulary = Vocabulary(names=names, budget=budget, global_ids=ids)
-            rows = [(row, vocabulary) for row in read_trainable(source.path, cfg)] if source.copies else []
-            self.samples += rows * source.copies
+            # Which shard a row lies in is chance: a labelling that was killed and gone on with has other shards.
+            rows = sorted(read_trainable(source.path, cfg), key=_sample_id) if source.copies else []
+            self.samples += [(row, vocabulary) for row in rows] * source.copies
         if not self.samples:
             raise ValueError(f"no sample with a box in {[str(s.path) for s in sources]}; look at their manifests")
         self.captions = sorted({row["text"] for row, _ in self.samples if row["kind"] == schema.CAPTION})
@@ -178,6 +179,10 @@ class TrainingSet(Dataset[Batch]):
             seeded(self.cfg.seed, epoch, "order").shuffle(order)
             self._ordered_epoch, self._ordered = epoch, order
         return self._ordered
+
+
+def _sample_id(row: Row) -> str:
+    return str(row["sample_id"])
 
 
 def category_names(source: Path) -> dict[int, str]:
@@ -285,8 +290,9 @@ def _draw_prompt(row: Row, vocabulary: Vocabulary, rng: random.Random) -> _Words
 def _read_sentence(row: Row, cfg: IngestConfig) -> _Words:
     unknown = []
     if row["kind"] == schema.CAPTION and cfg.mask_unboxed_phrases:
-        boxed = set(row["phrase_index"])
-        unknown = [(begin, end) for i, (begin, end) in enumerate(row["phrases"]) if i not in boxed]
+        entities = row["entity"] or range(len(row["phrases"]))
+        boxed = {entities[i] for i in row["phrase_index"]}
+        unknown = [(begin, end) for own, (begin, end) in zip(entities, row["phrases"], strict=True) if own not in boxed]
     spans = [[(begin, end) for begin, end in box] for box in row["tokens_positive"]]
     return _Words(text=row["text"], boxes=list(range(len(spans))), tokens_positive=spans, unknown=unknown)
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.storage import Place
+
 NOT_GIVEN = Path()
 """Default of a path that a recipe cannot know."""
 
@@ -20,3 +22,17 @@ def require(**paths: Path) -> None:
             raise ValueError(
                 f"{flag} is {path}, a relative path: a submitted job's folder is thrown away; give {path.absolute()}"
             )
+
+
+def require_places(**places: str | None) -> None:
+    """Refuse places that were not given or are relative: absolute paths and ``s3://`` addresses pass, so does None.
+
+    Raises:
+        ValueError: one line naming the flag, what was given and what to give.
+    """
+    for name, place in places.items():
+        if place is None:
+            continue
+        if place and Place.of(place).is_absolute:
+            continue
+        require(**{name: Path(place)})

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -66,20 +66,27 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def track_dataset(dataset: ray.data.Dataset, report: Report, total: int) -> Iterator[None]:
-    """Report the rows that reach the end of a data set while it is written or consumed in this block.
+    """Report the rows that reach the end of a data set while this block writes or consumes it, and end its actors.
 
     Reports come from Ray Data's own thread on the driver, the last one (all rows) from here. One data set at a time.
+
+    Ray Data lets go of its actors and trusts that nobody else holds them. The traceback of a block that went down with
+    its process does, and where a logger keeps that, the actor keeps its CPUs: the next data set would wait for ever.
     """
     classes = dataset.context.custom_execution_callback_classes
     classes.append(_Watch)
     _Watch.report = report
     _Watch.total = total
+    _Watch.actors = set()
     try:
         yield
         report(total, total, "")
     finally:
         _Watch.report = None
         classes.remove(_Watch)
+        for actor in _Watch.actors:
+            ray.kill(actor)
+        _Watch.actors = set()
 
 
 def quiet_ray_data() -> None:
@@ -98,12 +105,15 @@ class _Watch(ExecutionCallback):
 
     report: ClassVar[Report | None] = None
     total: ClassVar[int] = 0
+    actors: ClassVar[set[Any]] = set()
 
     def __init__(self) -> None:
         self._reported = time.monotonic()
 
     def on_execution_step(self, executor: "StreamingExecutor") -> None:
-        """Report, now and then, the rows that have come to the last operator."""
+        """Remember the actors and report, now and then, the rows that have come to the last operator."""
+        for operator in executor._topology or ():
+            _Watch.actors.update(getattr(getattr(operator, "_actor_pool", None), "_running_actors", ()))
         now = time.monotonic()
         if _Watch.report is None or now - self._reported < _SECONDS_BETWEEN_REPORTS:
             return

@@ -21,7 +21,7 @@ Span = Sequence[int]
 BASE, NOVEL, OTHER = "base", "novel", "other"
 """Groups: what a noun is, and ``other`` for labels of phrases that mean no drawn object ("paper", "the window")."""
 
-_COLUMNS = ["image_uri", "text", "width", "height", "phrases", "boxes", "phrase_index", "score"]
+_COLUMNS = ["image_uri", "text", "width", "height", "phrases", "boxes", "tokens_positive", "phrase_index", "score"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Label:
 
     box: Box
     """xyxy, in the pixels of the objects it is compared with."""
-    phrase: Span
-    """Characters of the caption."""
+    phrases: Sequence[Span]
+    """Characters of the caption, of every mention."""
     score: float
     """The teacher's confidence; surer labels choose their object first."""
 
@@ -94,7 +94,7 @@ def score_labels(labels: Sequence[Label], objects: Sequence[DrawnObject], iou: f
     counts = Counter(f"objects_{drawn.group}" for drawn in mentioned)
     taken: set[int] = set()
     for label in sorted(labels, key=lambda label: -label.score):
-        meant = [i for i, drawn in enumerate(mentioned) if _share(label.phrase, drawn.phrase)]
+        meant = [i for i, drawn in enumerate(mentioned) if _share(label.phrases, drawn.phrase)]
         free = [i for i in meant if i not in taken and overlap(label.box, mentioned[i].box) >= iou]
         if free:
             best = max(free, key=lambda i: overlap(label.box, mentioned[i].box))
@@ -158,8 +158,8 @@ def _labels(row: dict[str, Any], drawing: _Drawing, selection: SelectionConfig |
     chosen = range(len(boxes)) if selection is None else select(boxes, scores, owners, selection)
     x, y = drawing.width / row["width"], drawing.height / row["height"]
     scaled = [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in boxes]
-    return [Label(box=scaled[i], phrase=row["phrases"][owners[i]], score=scores[i]) for i in chosen if owners[i] >= 0]
+    return [Label(box=scaled[i], phrases=row["tokens_positive"][i], score=scores[i]) for i in chosen if owners[i] >= 0]
 
 
-def _share(ours: Span, theirs: Span | None) -> bool:
-    return theirs is not None and ours[0] < theirs[1] and theirs[0] < ours[1]
+def _share(ours: Sequence[Span], theirs: Span | None) -> bool:
+    return theirs is not None and any(begin < theirs[1] and theirs[0] < end for begin, end in ours)

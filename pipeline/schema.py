@@ -16,13 +16,16 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE = "success", "failed_to_download", "failed_to_resize"
 """Top-level download statuses; img2dataset's own words, known to its users."""
 
 LABELLED, REJECTED = "labelled", "rejected"
 """Statuses of a pseudo-labelled row. A rejected row keeps its reason and is never dropped."""
+
+OUTCOME = "outcome"
+"""Folder name of labels, ``outcome=labelled`` and ``outcome=rejected``: readers of labels need not open rejects."""
 
 DETECTION, GROUND, CAPTION = "det", "ground", "caption"
 """Kinds of grounding row: human boxes with categories, human boxes with phrases, pseudo-labelled caption."""
@@ -44,6 +47,7 @@ PAIRS = pa.schema(
         pa.field("key", pa.int64(), nullable=False),  # position in the pairs file, from 0
         pa.field("url", pa.string()),
         pa.field("caption", pa.string()),
+        pa.field("stored", pa.string()),  # where the image already lies, see pipeline.sources.stored; null: fetch url
     ],
     metadata=_VERSION,
 )
@@ -59,6 +63,8 @@ IMAGES = pa.schema(
         pa.field("original_width", pa.int32()),  # px of the image as fetched, after EXIF transpose
         pa.field("original_height", pa.int32()),
         pa.field("sha256", pa.string()),  # hex digest of the stored bytes
+        pa.field("source_sha256", pa.string()),  # hex digest of the bytes as they came; also of a refused image
+        pa.field("phash", pa.int64()),  # perceptual hash of the pixels, 64 bits, see pipeline.phash
     ],
     metadata={**_VERSION, **_HUGGING_FACE},
 )
@@ -75,8 +81,9 @@ GROUNDING = pa.schema(
         pa.field("kind", pa.string(), nullable=False),  # DETECTION | GROUND | CAPTION
         pa.field("text", pa.string()),  # caption; null for DETECTION, whose prompts are built at load time
         pa.field("phrases", pa.list_(SPAN_TYPE)),  # every noun phrase of text as [begin, end), boxed or not
+        pa.field("entity", pa.list_(pa.int32())),  # per phrase: mentions of one entity share a number, counted from 0
         pa.field("boxes", pa.list_(BOX_TYPE)),
-        pa.field("tokens_positive", pa.list_(pa.list_(SPAN_TYPE))),  # per box; null for DETECTION
+        pa.field("tokens_positive", pa.list_(pa.list_(SPAN_TYPE))),  # per box, every mention; null for DETECTION
         pa.field("phrase_index", pa.list_(pa.int32())),  # per box, into phrases; -1 where there is none
         pa.field("category_id", pa.list_(pa.int32())),  # per box, id of the source's vocabulary; -1 otherwise
         pa.field("category", pa.list_(pa.string())),  # per box, its name; "" otherwise
@@ -89,11 +96,15 @@ GROUNDING = pa.schema(
         # Provenance of a pseudo-labelled row; null for human labels.
         pa.field("key", pa.int64()),
         pa.field("image_sha256", pa.string()),
+        pa.field("source_sha256", pa.string()),  # of the image's bytes as they came
+        pa.field("phash", pa.int64()),
         pa.field("teacher", pa.string()),
         pa.field("teacher_sha256", pa.string()),
         pa.field("parser", pa.string()),
         pa.field("parser_version", pa.string()),
         pa.field("score_threshold", pa.float32()),  # boxes below it were not stored
+        pa.field("nms_iou", pa.float32()),  # overlap above which the worse of two boxes of one entity was dropped
+        pa.field("cross_nms_iou", pa.float32()),  # the same between entities; null: not applied
         pa.field("run_id", pa.string()),
         pa.field("schema_version", pa.int32(), nullable=False),
     ],

@@ -18,8 +18,8 @@ ENVIRONMENT = {
     "WANDB_MODE": "disabled",
 }
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-MIN_LOGICAL_CPUS = 4
-"""A local Ray is given at least this many: an actor pool must never hold the core its own reader waits for."""
+MIN_LOGICAL_CPUS = 6
+"""A local Ray is given at least this many: actor pools must never hold the core their own reader waits for."""
 OBJECT_STORE_BYTES = 1 << 30
 
 

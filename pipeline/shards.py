@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.storage import Place
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = ".unfinished"
@@ -50,6 +50,8 @@ class Manifest:
     """MLflow run that wrote it."""
     seconds: float = 0.0
     """Wall time of the stage."""
+    digest: str = ""
+    """Hash of the set of rows, whatever their order and whichever file they lie in (`pipeline.audit`)."""
     schema_version: int = schema.SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -62,7 +64,9 @@ class Manifest:
 
     @property
     def content_hash(self) -> str:
-        """Hash of the files' hashes: pins this directory as another stage's input."""
+        """Hash of the rows, else of the files' hashes: pins this directory as another stage's input."""
+        if self.digest:
+            return config_hash([self.digest, self.rows_in])
         return config_hash(sorted((str(f["path"]), str(f["sha256"])) for f in self.files))
 
 
@@ -73,7 +77,7 @@ def config_hash(value: object) -> str:
 
 def plain(value: object) -> object:
     """Turn what JSON lacks into what it has: paths into text, sets into sorted lists (their own order is random)."""
-    if isinstance(value, Path):
+    if isinstance(value, Path | Place):
         return str(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
@@ -86,18 +90,28 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_manifest(directory: Path) -> Manifest | None:
+def place_sha256(place: Place) -> str:
+    """Hash the bytes of a file, wherever it lies."""
+    digest = hashlib.sha256()
+    with place.open_input() as stream:
+        while chunk := stream.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_manifest(directory: Path | Place) -> Manifest | None:
     """Read the manifest of a finished directory; None if it is unfinished or absent."""
-    path = directory / MANIFEST_NAME
-    if not path.exists():
+    place = Place.of(directory) / MANIFEST_NAME
+    if not place.exists():
         return None
-    return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    return Manifest(**json.loads(place.read_text()))
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Mark a directory finished: write beside, then rename, so that no reader sees half a manifest."""
-    write_atomically(directory / MANIFEST_NAME, json.dumps(asdict(manifest), indent=1, default=plain))
-    (directory / UNFINISHED_NAME).unlink(missing_ok=True)
+def write_manifest(directory: Path | Place, manifest: Manifest) -> None:
+    """Mark a directory finished, wholly or not at all."""
+    place = Place.of(directory)
+    (place / MANIFEST_NAME).write_text(json.dumps(asdict(manifest), indent=1, default=plain))
+    (place / UNFINISHED_NAME).delete()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -144,29 +158,21 @@ def describe_files(directory: Path) -> list[dict[str, object]]:
             "bytes": path.stat().st_size,
             "sha256": file_sha256(path),
         }
-        for path in parquet_files(directory)
+        for path in sorted(directory.rglob("*.parquet"))
     ]
 
 
-def parquet_files(directory: Path) -> list[Path]:
-    """List the shards of a directory, in path order."""
-    return sorted(directory.rglob("*.parquet"))
+def shard_places(directory: Path | Place) -> list[Place]:
+    """List the shards of a directory: of a finished one those of its manifest, in its order, else all, by name."""
+    place = Place.of(directory)
+    manifest = read_manifest(place)
+    return place.files(".parquet") if manifest is None else [place / str(file["path"]) for file in manifest.files]
 
 
-def open_rows(directory: Path) -> pads.Dataset:
+def open_rows(directory: Path | Place) -> pads.Dataset:
     """Open all shards of a directory as one data set, without reading them."""
-    return pads.dataset([str(path) for path in parquet_files(directory)], format="parquet", partitioning=None)
-
-
-def number_files(folder: Path, column: str) -> None:
-    """Name the shards of one folder by the order of a column; Ray's names are random and differ from run to run."""
-    first = {path: _smallest(path, column) for path in folder.glob("*.parquet")}
-    for number, path in enumerate(sorted(first, key=first.__getitem__)):
-        path.rename(folder / f"{number:05d}.parquet")
-
-
-def _smallest(path: Path, column: str) -> int:
-    return int(pc.min(pq.read_table(path, columns=[column])[column]).as_py())
+    paths = [place.path for place in shard_places(directory)]
+    return pads.dataset(paths, format="parquet", partitioning=None, filesystem=Place.of(directory).filesystem)
 
 
 def count_rejects(directory: Path, good: str) -> tuple[int, dict[str, int]]:

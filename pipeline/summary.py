@@ -6,22 +6,48 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow.dataset as pads
 
 from glipv2.inference.predictor import Prediction, Predictor
 from pipeline import schema
-from pipeline.download import STAGE as DOWNLOAD
 from pipeline.evaluate import Benchmark, category_names, open_image, read_annotations
 from pipeline.pretrain import HISTORY, TrainingRecord
 from pipeline.quality import measure_labels
-from pipeline.report import LabelQuality, Picture, Stage, Training
+from pipeline.report import (
+    LabelQuality,
+    Picture,
+    ReportInputs,
+    ReportPaths,
+    Stage,
+    Training,
+    summary_table,
+    write_report,
+)
 from pipeline.selection import SelectionConfig, select
-from pipeline.shards import Manifest, open_rows, plain
+from pipeline.shards import MANIFEST_NAME, Manifest, open_rows, plain
+from pipeline.storage import Place
 from pipeline.tracking import Run, git_commit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a job has to show."""
+
+    text: str
+    """For the person who waits: the summary and where everything is."""
+    report: ReportPaths | None = None
+    """Where the report is, if the job writes one."""
+
+    def __str__(self) -> str:
+        """Give the text."""
+        return self.text
+
 
 SHOWN_SCORE = 0.3
 """Detections below it are not drawn."""
@@ -51,10 +77,12 @@ def hardware() -> str:
 def stage(manifest: Manifest, run: Run) -> Stage:
     """Tell a stage's account; reused if another run made the directory.
 
-    Failed downloads travel on to the labels, so that one place holds every row. They are told once, where they failed.
+    Failed downloads travel on to the labels, so that one place holds every row. They are told once: by the download, if
+    there was one before.
     """
     failed = (f"{schema.FAILED_TO_DOWNLOAD}:", f"{schema.FAILED_TO_RESIZE}:")
-    carried = {} if manifest.stage == DOWNLOAD else {r: n for r, n in manifest.rejects.items() if r.startswith(failed)}
+    told = "images" in manifest.inputs
+    carried = {reason: n for reason, n in manifest.rejects.items() if told and reason.startswith(failed)}
     return Stage(
         name=manifest.stage,
         rows_in=manifest.rows_in - sum(carried.values()),
@@ -98,7 +126,7 @@ def label_quality(labels: Path, truth: Path, selection: SelectionConfig) -> list
     return rows
 
 
-def label_pictures(labels: Path, selection: SelectionConfig, count: int) -> list[Picture]:
+def label_pictures(labels: Place | Path, selection: SelectionConfig, count: int) -> list[Picture]:
     """Choose labelled images, spread over the shards, with the boxes training uses."""
     condition = pads.field("status") == schema.LABELLED
     total = open_rows(labels).count_rows(filter=condition)
@@ -160,3 +188,35 @@ def _label_picture(row: dict[str, Any], selection: SelectionConfig) -> Picture:
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec else Path(sys.argv[0]).stem
+
+
+def publish(inputs: ReportInputs, out: Place | Path, run: Run) -> Outcome:
+    """Write the report and store it with the run."""
+    place = Place.of(out) / "report"
+    with TemporaryDirectory() as folder:
+        paths = write_report(inputs, place.local if place.is_local else Path(folder))
+        run.artifact(paths.html.parent, "report")
+        if not place.is_local:
+            for file in Path(folder).iterdir():
+                (place / file.name).write_bytes(file.read_bytes())
+    shown = place / paths.html.name
+    return Outcome(
+        text=f"{summary_table(inputs)}\n\nreport     {shown}\nMLflow UI  {ui_command(run.uri)}", report=paths
+    )
+
+
+def record_stage(run: Run, manifest: Manifest, folder: Place | Path) -> None:
+    """Record both sides of a stage's account: metrics for comparing runs, the manifest itself for everything else."""
+    numbers = {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "seconds": manifest.seconds}
+    rejects = {f"rejects/{reason.replace(':', '/')}": count for reason, count in manifest.rejects.items()}
+    run.metrics({f"{manifest.stage}/{key}": float(value) for key, value in {**numbers, **rejects}.items()})
+    run.tags({f"content_hash.{folder.name}": manifest.content_hash})
+    with TemporaryDirectory() as copies:
+        copy = Path(copies) / MANIFEST_NAME
+        copy.write_text((Place.of(folder) / MANIFEST_NAME).read_text(), encoding="utf-8")
+        run.artifact(copy, f"manifests/{folder.name}")
+
+
+def ui_command(uri: str) -> str:
+    """Tell how to look at the runs."""
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.storage import Place
+
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "glipv2"
@@ -80,23 +82,37 @@ class Run:
         _client(self.uri).set_terminated(self.run_id, status)
 
 
-def tracking_uri(home: Path) -> str:
-    """Name the store: the environment's, or a SQLite file in ``home``."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+def tracking_uri(home: Place | Path) -> str:
+    """Name the store: the environment's, or a SQLite file in ``home``.
+
+    Raises:
+        ValueError: there is none in the environment, and ``home`` lies where no SQLite file can.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    place = Place.of(home)
+    if not place.is_local:
+        raise ValueError(
+            f"--out is {place}, where MLflow's own store cannot lie; set MLFLOW_TRACKING_URI to a server or to "
+            f"sqlite:////abs/mlflow.db"
+        )
+    return f"sqlite:///{place.local / 'mlflow.db'}"
 
 
 @contextmanager
-def open_run(home: Path, job: str, key: str, config: Mapping[str, object]) -> Iterator[Run]:
+def open_run(home: Place | Path, job: str, key: str, config: Mapping[str, object]) -> Iterator[Run]:
     """Open a job's parent run for as long as the block runs.
 
     Args:
-        home: the job's output folder, absolute; holds the default store.
+        home: the job's output folder; holds the default store, if it lies on this machine.
         job: name shown in the list of runs.
         key: what the job does, as a hash: an unfinished run of the same key is continued.
         config: resolved configuration, recorded as parameters.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    home = Place.of(home)
     uri = tracking_uri(home)
+    if home.is_local:
+        home.local.mkdir(parents=True, exist_ok=True)
     run = _find_or_create(uri, _experiment(uri, home), job, f"{home}/{key}", {"glipv2.job": job})
     run.tags({"mlflow.source.git.commit": git_commit(), "mlflow.user": os.environ.get("USER", "")})
     run.params(config)
@@ -137,14 +153,20 @@ def _client(uri: str):  # type: ignore[no-untyped-def]  # mlflow is imported lat
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
-def _experiment(uri: str, home: Path) -> str:
+def _experiment(uri: str, home: Place) -> str:
     client = _client(uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
     # A SQLite store would put artifacts into the current directory, whatever that is.
-    location = f"file://{home / 'mlartifacts'}" if uri.startswith("sqlite") else None
+    location = _artifacts(uri, home)
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+def _artifacts(uri: str, home: Place) -> str | None:
+    if not uri.startswith("sqlite"):
+        return None
+    return f"file://{home.local / 'mlartifacts'}" if home.is_local else str(home / "mlartifacts")
 
 
 def _find_or_create(uri: str, experiment: str, name: str, key: str, tags: dict[str, str]) -> Run:

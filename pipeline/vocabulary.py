@@ -77,7 +77,6 @@ def _captions(cfg: VocabularyJob, path: Path) -> Iterator[str]:
         path=path,
         url_column=cfg.url_column,
         caption_column=cfg.caption_column,
-        header=not cfg.columns,
         columns=cfg.columns,
     )
     with tempfile.TemporaryDirectory() as folder:

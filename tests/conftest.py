@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -22,7 +23,26 @@ from pipeline.miniature import config
 from pipeline.miniature.grammar import vocabulary
 from pipeline.miniature.world import World, build_world
 
+if TYPE_CHECKING:
+    from tests.pipeline.fault_proxy import FaultProxy
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:  # a port of its own, so that test sessions side by side do not meet
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+S3_PORT = _free_port()
+S3_ENVIRONMENT = {
+    "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{S3_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # loopback only, and no token file in the home directory
@@ -31,7 +51,7 @@ RAY_ENVIRONMENT = {
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # the default starts 32 processes to read a few footers
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    "AWS_EC2_METADATA_DISABLED": "true",
+    **S3_ENVIRONMENT,  # nothing listens there before a test asks for `s3`
 }
 
 
@@ -112,10 +132,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return build_world(replace(config.test_size(), port=_free_port()), tmp_path_factory.mktemp("miniature"))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:  # a port of its own, so that test sessions side by side do not meet
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture(scope="session")
+def s3() -> Iterator["FaultProxy"]:
+    """Start an S3 server, behind a proxy that can be told to fail; it has the bucket ``tests``."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    from pipeline import storage
+    from tests.pipeline.fault_proxy import FaultProxy
+
+    os.environ.update(S3_ENVIRONMENT)
+    storage._s3.cache_clear()  # a client made before knows another address
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    proxy = FaultProxy(S3_PORT, server.get_host_and_port())
+    boto3.client("s3").create_bucket(Bucket="tests")
+    yield proxy
+    proxy.close()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@
 >>> list(zip(found.phrases, found.scores, found.boxes_xyxy.tolist()))
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -48,6 +49,8 @@ class Prediction:
     empty."""
     unseen: list[int] = field(default_factory=list)
     """Labels that could not be looked for: beyond the longest text, or without a token of their own."""
+    finite: bool = True
+    """Whether the network gave numbers; if not, it is broken, and that nothing was found means nothing."""
 
 
 class Predictor:
@@ -57,6 +60,9 @@ class Predictor:
     each would be padded to the same size alone: what is found in one depends on no other image.
 
     Text features are kept from call to call. After changing a model's weights make a new predictor.
+
+    Several threads may use it: each prepares its images and sorts out its boxes itself, only the network runs for one
+    at a time.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Predictor:
         self.bf16, self.batch_size = bf16, batch_size
         self.parser = parser or PatternParser(PhraseConfig())
         self._texts: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -133,7 +140,7 @@ class Predictor:
         names = dict(categories if isinstance(categories, Mapping) else enumerate(categories))
         _check_texts("categories", names)
         prompts = chunk_prompts(list(names.items()), self.tokenizer, max_categories)
-        found = self._find(images, [make_queries(prompts, self.tokenizer)] * len(images))
+        found = self.find(images, [make_queries(prompts, self.tokenizer)] * len(images))
         return [replace(f, phrases=[names[label] for label in f.labels], spans=[]) for f in found]
 
     def detect_prompt(
@@ -149,7 +156,7 @@ class Predictor:
         _check_images(images)
         return [
             replace(f, spans=[])
-            for f in self._find(images, [make_queries([prompt], self.tokenizer)] * len(images), offset)
+            for f in self.find(images, [make_queries([prompt], self.tokenizer)] * len(images), offset)
         ]
 
     def ground(
@@ -184,23 +191,30 @@ class Predictor:
         if len(spans) != len(captions):
             raise ValueError(f"{len(captions)} captions, but {len(spans)} lists of spans; give one list for each")
         prompts = [caption_prompt(*both) for both in zip(captions, spans, strict=True)]
-        return self._find(images, [[query] for query in make_queries(prompts, self.tokenizer)])
+        return self.find(images, [[query] for query in make_queries(prompts, self.tokenizer)])
 
     @torch.no_grad()  # not inference mode: its tensors could not be changed by who gets them
-    def _find(
+    def find(
         self, images: Sequence[Image.Image], queries: Sequence[Sequence[Query]], offset: Tensor | None = None
     ) -> list[Prediction]:
-        """Look for what is asked of each image; all images are asked equally often."""
+        """Look for what is asked of each image; all images are asked equally often.
+
+        Args:
+            images: any sizes.
+            queries: per image tokenized texts; a label is scored by the mean of the tokens its query names.
+            offset: added to the text features.
+        """
         found = [_prediction(None, own, [], 0) for own in queries]
         for batch in self._batches(images, [i for i, own in enumerate(queries) if any(q.seen for q in own)]):
             pictures = [prepare(images[i], self.model.cfg) for i in batch]
             pixels = pad_pictures(pictures, self.model.cfg.pad_multiple_px).to(self.device)
-            with self._autocast():
+            with self._lock, self._autocast():
                 pyramid = self.model.encode_image(pixels)
             turns = zip(*(queries[i] for i in batch), strict=True)
             parts = [self._ask(pyramid, [p.size for p in pictures], turn, offset) for turn in turns]
-            for i, picture, *own in zip(batch, pictures, *parts, strict=True):
-                found[i] = _prediction(picture, queries[i], own, self.cfg.max_detections)
+            finite = torch.stack([numbers for _, numbers in parts]).all(0).tolist()
+            for i, picture, sound, *own in zip(batch, pictures, finite, *(part for part, _ in parts), strict=True):
+                found[i] = replace(_prediction(picture, queries[i], own, self.cfg.max_detections), finite=sound)
         return found
 
     def _batches(self, images: Sequence[Image.Image], wanted: Sequence[int]) -> list[list[int]]:
@@ -213,17 +227,20 @@ class Predictor:
 
     def _ask(
         self, pyramid: Pyramid, sizes: Sequence[tuple[int, int]], queries: Sequence[Query], offset: Tensor | None
-    ) -> list[Detections]:
-        """Ask one query of each image of a batch."""
-        text = self._encode(queries)
-        if offset is not None:
-            text = text + offset[: text.shape[1]]
+    ) -> tuple[list[Detections], Bool[Tensor, " b"]]:
+        """Ask one query of each image of a batch; tell also whose alignments are numbers."""
         lengths = torch.tensor([len(query.encoding.ids) for query in queries], device=self.device)
-        mask = (torch.arange(text.shape[1], device=self.device) < lengths[:, None]).long()
-        with self._autocast():
-            regions = self.model.fuse(pyramid, text, mask)
+        with self._lock:
+            text = self._encode(queries)
+            if offset is not None:
+                text = text + offset[: text.shape[1]]
+            mask = (torch.arange(text.shape[1], device=self.device) < lengths[:, None]).long()
+            with self._autocast():
+                regions = self.model.fuse(pyramid, text, mask)
         tokens = [list(query.tokens.values()) for query in queries]
-        return postprocess(regions, tokens, sizes, self.model.cfg, self.cfg)
+        # What is no number exceeds no threshold, so a broken network finds nothing. A sum shows it, in one pass.
+        finite = regions.alignment.sum((1, 2)).isfinite()
+        return postprocess(regions, tokens, sizes, self.model.cfg, self.cfg), finite
 
     def _encode(self, queries: Sequence[Query]) -> Float[Tensor, "b t d"]:
         """Encode texts, or remember them; what is padded is zero and never read."""

@@ -1,4 +1,4 @@
-"""Captions: cleaning, reasons to refuse one, and its noun phrases with exact character spans.
+"""Captions: cleaning, reasons to refuse one, its noun phrases with exact character spans, and who is meant twice.
 
 Words are matched once, left to right, so every span is right by construction; nothing is ever searched for in the
 caption again. Each word gets a part-of-speech tag from the lexicon that textblob carries (nothing to download), each
@@ -8,12 +8,13 @@ tag one letter, and the chunk grammar ``determiner? adjective* noun+`` is a patt
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-GRAMMAR_VERSION = 1
+GRAMMAR_VERSION = 2
 """Raise it with every change that can move a span: shards of another version are other shards."""
 
 NO_OBJECTS = (
@@ -31,6 +32,12 @@ PLACES = (
 class PhraseConfig:
     """How captions are accepted and cut into phrases."""
 
+    parser: Literal["pattern", "spacy"] = "pattern"
+    """What finds the phrases: the lexicon and chunk grammar of this module, or spaCy's noun chunks."""
+    spacy_model: str = "en_core_web_sm"
+    """Installed spaCy model, or a folder with one; only the spaCy parser reads it."""
+    merge_repeats: bool = True
+    """Take mentions of the same words for one entity ("a dog ... the dog"), whose boxes belong to all of them."""
     keep_determiner: bool = False
     """Let a span begin at its determiner ("the red ring"), as GLIP's demo does, instead of after it."""
     stop_nouns: tuple[str, ...] = NO_OBJECTS
@@ -49,6 +56,13 @@ class PhraseConfig:
         if self.max_chars < 1:
             raise ValueError(f"max_chars is {self.max_chars}, allowed: 1 or more; the default is 2000")
 
+    def is_object(self, phrase: str) -> bool:
+        """Tell whether a phrase without its determiner is worth a box."""
+        words = phrase.lower().split()
+        if len(phrase) == 1 or words[-1] in self.stop_nouns or words[-1].removesuffix("s") in self.stop_nouns:
+            return False
+        return not _PRONOUNS.union(self.stop_phrases).issuperset(words)
+
 
 @dataclass(frozen=True)
 class Phrase:
@@ -57,6 +71,8 @@ class Phrase:
     begin: int
     end: int
     text: str
+    lemma: str
+    """What mentions of one thing have in common (`lemma_of`)."""
 
 
 @runtime_checkable
@@ -98,27 +114,48 @@ class PatternParser:
         found = []
         for chunk in _NOUN_PHRASE.finditer(letters):
             first = chunk.start("determiner" if self.config.keep_determiner else "body")
-            body, begin, end = tokens[chunk.start("body")][0], tokens[first][0], tokens[chunk.end() - 1][1]
-            if self._is_object(caption[body:end].lower()):
-                found.append(Phrase(begin, end, caption[begin:end]))
+            whole, body, begin = (tokens[i][0] for i in (chunk.start(), chunk.start("body"), first))
+            end = tokens[chunk.end() - 1][1]
+            if self.config.is_object(caption[body:end]):
+                found.append(Phrase(begin, end, caption[begin:end], lemma_of(caption[whole:end])))
         return found
-
-    def _is_object(self, phrase: str) -> bool:
-        """Tell whether a lower-case chunk without its determiner is worth a box."""
-        words, stop_nouns = phrase.split(), self.config.stop_nouns
-        if len(phrase) == 1 or words[-1] in stop_nouns or words[-1].removesuffix("s") in stop_nouns:
-            return False
-        return not _PRONOUNS.union(self.config.stop_phrases).issuperset(words)
 
 
 def make_parser(config: PhraseConfig) -> PhraseParser:
-    """Make the parser that a configuration asks for."""
+    """Make the parser that a configuration asks for.
+
+    Raises:
+        ValueError: spaCy or its model is not installed.
+    """
+    if config.parser == "spacy":
+        from glipv2.text.spacy_phrases import SpacyParser  # spaCy need not be installed
+
+        return SpacyParser(config)
     return PatternParser(config)
+
+
+def lemma_of(phrase: str) -> str:
+    """Reduce a phrase with its determiner to what its repetitions share: lower case, no article, no plural -s.
+
+    Cautious: whose it is ("his dog") and how many ("two dogs") stay, and so does every plural that is not a bare -s.
+    """
+    words = phrase.lower().split()
+    words = words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
+    last = words[-1]
+    return " ".join([*words[:-1], last if last.endswith(("ss", "us", "is")) else last.removesuffix("s")])
+
+
+def number_entities(phrases: Sequence[Phrase], config: PhraseConfig) -> list[int]:
+    """Give every phrase of a caption the number of its entity, from 0 in the order of first mentions."""
+    if not config.merge_repeats:
+        return list(range(len(phrases)))
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(phrase.lemma, len(numbers)) for phrase in phrases]
 
 
 def clean_caption(caption: str | None) -> str:
     """Make one tidy line: NFKC, no HTML, no control or invisible characters, no web addresses, single blanks."""
-    text = html.unescape(_TAG.sub(" ", caption or ""))
+    text = html.unescape(_TAG.sub(" ", _NAME.sub("person", caption or "")))
     text = unicodedata.normalize("NFKC", _ADDRESS.sub(" ", _TAG.sub(" ", text)))
     kept = ("" if unicodedata.category(c) in _INVISIBLE and not c.isspace() else c for c in text)
     return " ".join("".join(kept).split())
@@ -138,6 +175,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_NAME = re.compile(r"<PERSON>")  # what Conceptual 12M writes for people's names
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs"})  # not Cn: what is unassigned differs between Python versions
@@ -155,6 +193,7 @@ _PRONOUNS = _words(
     "anybody anyone anything everybody everyone everything nobody none nothing one ones somebody someone something "
     "i you he she it we they me him us them himself herself itself themselves"
 )
+_ARTICLES = _words("a an the this that these those some")
 _RELATIONS = _words("back bottom center centre front left middle next right side top")
 """No noun when "of" or "to" follows: "a star left of a ring"."""
 

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from glipv2.text.phrases import Phrase, PhraseConfig, PhraseParser, caption_reason, clean_caption, make_parser
+from glipv2.text.phrases import (
+    Phrase,
+    PhraseConfig,
+    PhraseParser,
+    caption_reason,
+    clean_caption,
+    make_parser,
+    number_entities,
+)
 
 CONFIG = PhraseConfig()
 AWKWARD = [
@@ -171,3 +179,29 @@ def test_every_real_caption_has_phrases(parser: PhraseParser, test_data: Path) -
     found = [len(parser(caption)) for caption in captions]
     assert min(found) >= 1
     assert 2.5 < sum(found) / len(found) < 3.5
+
+
+@pytest.mark.parametrize(
+    ("caption", "entities"),
+    [
+        ("a dog and the dog", [0, 0]),
+        ("a red ring, a blue ring and the Red  rings", [0, 1, 0]),
+        ("a man feeds his dog while her dog sleeps", [0, 1, 2]),
+        ("a dog and two dogs", [0, 1]),
+        ("a glass and a bus", [0, 1]),
+        ("a box near boxes", [0, 1]),
+    ],
+)
+def test_mentions_of_the_same_words_are_one_entity(parser: PhraseParser, caption: str, entities: list[int]) -> None:
+    assert number_entities(parser(caption), CONFIG) == entities
+    with_determiner = PhraseConfig(keep_determiner=True)
+    assert number_entities(make_parser(with_determiner)(caption), with_determiner) == entities
+
+
+def test_every_mention_is_an_entity_of_its_own_on_request(parser: PhraseParser) -> None:
+    phrases = parser("a dog and the dog")
+    assert number_entities(phrases, PhraseConfig(merge_repeats=False)) == [0, 1]
+
+
+def test_a_name_that_was_taken_out_of_a_caption_is_a_person() -> None:
+    assert clean_caption("<PERSON> holding a <b>red</b> ball") == "person holding a red ball"

@@ -232,6 +232,13 @@ def test_a_name_cut_off_by_the_longest_prompt_is_reported(model: GLIPv2, tokeniz
     assert found.unseen == [3, 4]
 
 
+def test_a_broken_network_is_told_from_one_that_finds_nothing(predictor: Predictor) -> None:
+    images = [paint(64, 64), paint(90, 40)]
+    assert [found.finite for found in predictor.detect(images, ["red"])] == [True, True]
+    torch.nn.init.constant_(predictor.model.head.bias, float("nan"))
+    assert [(found.scores, found.finite) for found in predictor.detect(images, ["red"])] == [([], False)] * 2
+
+
 def test_a_model_folder_is_all_it_takes(model: GLIPv2, tokenizer: WordPiece, tmp_path: Path) -> None:
     save(model, tokenizer, tmp_path)
     loaded = Predictor.load(tmp_path, cfg=EVERYTHING).detect([paint(64, 64)], ["red"])[0]

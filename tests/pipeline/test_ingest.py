@@ -55,6 +55,7 @@ def caption(**changes: Any) -> dict[str, Any]:
         "kind": schema.CAPTION,
         "text": CAPTION,
         "phrases": [RING, STAR],
+        "entity": None,
         "phrase_index": [0],
         "tokens_positive": [[RING]],
         "category_id": [-1],
@@ -259,6 +260,14 @@ def test_words_of_a_dropped_box_are_not_taught_as_absent() -> None:
     words = [TOKENIZER.vocabulary[i] for i in batch.ids[0][~batch.loss_mask[0]].tolist()]
     assert len(batch.targets[0].boxes_xyxy) == 0
     assert words == ["red", "ring", "blue", "star"]
+
+
+def test_every_mention_of_a_boxed_entity_counts_as_boxed() -> None:
+    row = caption(entity=[0, 0])
+    sample = make_sample(row, NO_WORDS, IngestConfig(batch_size=1), MODEL, random.Random(0))
+    apart = make_sample(row | {"entity": [0, 1]}, NO_WORDS, IngestConfig(batch_size=1), MODEL, random.Random(0))
+    assert sample.unknown == []
+    assert apart.unknown == [STAR]
 
 
 def test_images_are_resized_to_one_of_the_sides_given(boxes: SourceConfig) -> None:

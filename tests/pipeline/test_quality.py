@@ -15,7 +15,7 @@ LEFT, RIGHT = (0, 0, 10, 10), (20, 0, 30, 10)
 
 
 def label(box: tuple[float, ...] = LEFT, phrase: tuple[int, int] = RING, score: float = 0.9) -> Label:
-    return Label(box=box, phrase=phrase, score=score)
+    return Label(box=box, phrases=[phrase], score=score)
 
 
 def drawn(box: tuple[float, ...] = LEFT, phrase: tuple[int, int] | None = RING, novel: bool = False) -> DrawnObject:
@@ -84,6 +84,7 @@ def labelled(key: int, *found: tuple[tuple[float, ...], int, float], scale: floa
         height=int(10 * scale),
         boxes=[[value * scale for value in box] for box, _, _ in found],
         phrase_index=[phrase for _, phrase, _ in found],
+        tokens_positive=[[[RING, HEART, PAPER][phrase]] for _, phrase, _ in found],
         score=[score for _, _, score in found],
     )
 
