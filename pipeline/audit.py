@@ -145,8 +145,11 @@ def account_file(place: Place, directory: Place, good: str) -> FileAccount:
         pyarrow.ArrowException, OSError: it cannot be read.
     """
     data = place.read_bytes()
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        table = file.read([name for name in file.schema_arrow.names if name not in _NOT_CONTENT])
+    try:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            table = file.read([name for name in file.schema_arrow.names if name not in _NOT_CONTENT])
+    except OSError as error:  # damaged within; the store has given the bytes it has
+        raise pa.ArrowInvalid(str(error)) from error
     kept, rejects = _outcomes(table, good)
     return FileAccount(
         path=place.relative_to(directory),

@@ -112,9 +112,15 @@ def train(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -> T
         return pretrain(cfg, inputs, out / inputs.name, Run(run.uri, record.run_id))
     child = run.child(inputs.name, inputs.name, {**asdict(cfg), "sources": [str(s.path) for s in inputs.sources]})
     record = pretrain(cfg, inputs, out / inputs.name, child)
-    child.tags({"model": str(record.model), "inputs": " ".join(inputs.hashes)})
+    child.tags(model_tags(record, inputs))
     child.finish()
     return record
+
+
+def model_tags(record: TrainingRecord, inputs: TrainingInputs) -> dict[str, str]:
+    """Say what was trained on what, by content: `jobs.trace` follows it."""
+    weights = weights_sha256(record.model)
+    return {"model": str(record.model), "weights_sha256": weights, "inputs": " ".join(inputs.hashes)}
 
 
 def write_vocabulary(path: Path) -> Path:
@@ -224,7 +230,7 @@ def pretrain_alone(cfg: PretrainJob) -> Outcome:
     inputs = TrainingInputs(name=cfg.name, sources=sources, vocabulary=cfg.vocabulary, init=cfg.init)
     with open_run(cfg.out, "pretrain", config_hash([asdict(cfg), inputs.hashes]), asdict(cfg)) as run:
         record = pretrain(cfg.pretrain, inputs, cfg.out / cfg.name, run)
-        run.tags({"model": str(record.model), "inputs": " ".join(inputs.hashes)})
+        run.tags(model_tags(record, inputs))
         return Outcome(text=f"model      {record.model}\nMLflow UI  {ui_command(run.uri)}")
 
 
@@ -284,6 +290,7 @@ def sweep_alone(cfg: SweepJob) -> Outcome:
     """Run the sweep and report on it."""
     hashes = {"model": weights_sha256(cfg.model)}
     with open_run(cfg.out, "sweep", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
+        run.tags(hashes)
         inputs = SweepInputs(model=cfg.model, root=cfg.root, datasets=cfg.datasets)
         trials = sweep(cfg.sweep, inputs, cfg.out / "sweep", run)
         found = ReportInputs(**summary.header("Few-shot sweep", run, asdict(cfg)), input_hashes=hashes, trials=trials)

@@ -1,10 +1,12 @@
-"""Speed as ratios, measured in one run: ``make bench``. Ten minutes on two quiet cores; a GPU, if any, too.
+"""Speed as ratios, measured in one run: ``make bench``. An hour and a half on two quiet cores; a GPU, if any, too.
 
-``--prompts`` says on how many prompts the long vocabulary is measured (31 is all of it), ``--out`` where the numbers
-go: ``bench.json`` and an MLflow run.
+``--only`` names the sections to run (all by default). The model's take ten minutes together, ``download`` most of the
+rest. ``--out`` is where the numbers go: ``bench.json`` and an MLflow run.
 """
 
 import argparse
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,7 +14,10 @@ import torch
 from pipeline.shards import config_hash
 from pipeline.tracking import open_run
 from tests.bench.deform import compare_deform_conv
+from tests.bench.download import SETTINGS, DownloadBench, compare_downloads
+from tests.bench.engine_memory import MemoryBench, compare_backpressure, compare_engine_memory
 from tests.bench.gpu import measure_gpu
+from tests.bench.labelling import LabelBench, compare_labelling
 from tests.bench.timing import Results
 from tests.bench.whole_model import (
     compare_memory,
@@ -22,30 +27,87 @@ from tests.bench.whole_model import (
     make_model,
 )
 
+Sections = dict[str, Callable[[], None]]
+
 
 def main() -> None:
-    """Run every comparison."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of bench.json and the MLflow store, absolute")
-    parser.add_argument("--prompts", type=int, default=3, help="prompts the long vocabulary is measured on")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats of the whole models' forward pass")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
+    """Run every comparison asked for."""
+    given = _parser().parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    config = {"prompts": given.prompts, "repeats": given.repeats, "threads": given.threads, "torch": torch.__version__}
     results = Results()
+    sections = {**_model_sections(given, results), **_engine_sections(given, results)}
+    if unknown := set(given.only) - set(sections):
+        raise SystemExit(f"--only names {sorted(unknown)}; give some of {list(sections)}")
+    config = {name: value for name, value in vars(given).items() if name != "out"} | {"torch": torch.__version__}
     with open_run(given.out, "bench", config_hash(config), config) as run:
-        compare_deform_conv(results)
-        model = make_model()
-        compare_with_grounding_dino(model, results, given.repeats)
-        compare_with_reference_way(model, results, given.prompts)
-        compare_training(model, results)
-        compare_memory(results)
-        if torch.cuda.is_available():
-            measure_gpu(model, results, torch.device("cuda"))
+        for name, section in sections.items():
+            if not given.only or name in given.only:
+                section()
+                results.write(given.out / "bench.json")  # the next one may fail, or be ended
         run.metrics(results.numbers)
-    results.write(given.out / "bench.json")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of bench.json, the MLflow store and scratch files, absolute")
+    add("--only", nargs="+", default=[], metavar="NAME", help="sections to run")
+    add("--prompts", type=int, default=3, help="prompts the long vocabulary is measured on; 31 is all of it")
+    add("--repeats", type=int, default=3, help="repeats of the whole models' forward pass")
+    add("--threads", type=int, default=2, help="CPU threads of the models measured alone")
+    add("--rounds", type=int, default=2, help="runs of each side, in turns, of download and labelling")
+    add("--rows", type=int, default=20_000, help="addresses of download")
+    add("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="servers of download")
+    add("--num-actors", type=int, default=1, help="our actors that download")
+    add("--decoders", type=int, default=2, help="decoding processes of each")
+    add("--blocks", type=int, nargs=2, default=(500, 4), help="rows of a block, and blocks at once of each")
+    add("--label-rows", type=int, default=1000, help="pictures of labelling; ten times as many on a GPU")
+    add("--teacher-px", type=int, default=LabelBench.teacher_px, help="short side in the nano teacher: its compute")
+    add("--teacher-threads", type=int, default=1, help="CPU threads of the teacher")
+    add("--sizes", type=int, nargs="+", default=MemoryBench.sizes, help="rows of engine_memory, rising")
+    add("--pressed", type=int, nargs="+", default=MemoryBench.pressed, help="rows of backpressure, rising")
+    add("--timeout-s", type=float, default=1200.0, help="longest that one process of the engine's sections may take")
+    return parser
+
+
+def _model_sections(given: argparse.Namespace, results: Results) -> Sections:
+    model = cache(make_model)
+    return {
+        "deform": lambda: compare_deform_conv(results),
+        "grounding_dino": lambda: compare_with_grounding_dino(model(), results, given.repeats),
+        "reference_way": lambda: compare_with_reference_way(model(), results, given.prompts),
+        "training": lambda: compare_training(model(), results),
+        "memory": lambda: compare_memory(results),
+        "gpu": lambda: measure_gpu(model(), results, torch.device("cuda")) if torch.cuda.is_available() else None,
+    }
+
+
+def _engine_sections(given: argparse.Namespace, results: Results) -> Sections:
+    common = {"out": given.out, "timeout_s": given.timeout_s}
+    download = DownloadBench(
+        **common,
+        rows=given.rows,
+        rounds=given.rounds,
+        settings=given.settings,
+        num_actors=given.num_actors,
+        decoders=given.decoders,
+        blocks=tuple(given.blocks),
+    )
+    labelling = LabelBench(
+        **common,
+        rows=given.label_rows,
+        rounds=given.rounds,
+        teacher_px=given.teacher_px,
+        threads=given.teacher_threads,
+    )
+    memory = MemoryBench(**common, sizes=given.sizes, pressed=given.pressed)
+    return {
+        "download": lambda: compare_downloads(results, download),
+        "labelling": lambda: compare_labelling(results, labelling),
+        "engine_memory": lambda: compare_engine_memory(results, memory),
+        "backpressure": lambda: compare_backpressure(results, memory),
+    }
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _ours(bench: DownloadBench, server: Server, folder: Path, out: Path) -> Spen
         "decoders": bench.decoders,
         "blocks": bench.blocks,
     }
-    return run_ours("download", given, bench.timeout_s, environment=server.environment)
+    return run_ours("run_download.download", given, bench.timeout_s, environment=server.environment)
 
 
 def _theirs(bench: DownloadBench, server: Server, folder: Path, out: Path) -> Spent:

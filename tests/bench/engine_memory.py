@@ -1,4 +1,4 @@
-"""What the engine holds: peak memory over the number of rows, and what waits between a fast source and a slow teacher."""
+"""What the engine holds: peak memory over the number of rows, and what waits between fast source and slow teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +28,10 @@ class MemoryBench:
     """What the slow teacher takes; it sleeps."""
     store_mib: int = 1024
     """Ray's object store while memory is measured, as a session has it."""
-    pressed_store_mib: int = 100
-    """Ray's object store under pressure: small, so that a few thousand rows would not go in."""
+    pressed_store_mib: int = 128
+    """Ray's object store under pressure: an eighth of a session's, and so are the blocks; a list would not go in."""
+    pressed_block: int = 32
+    """Rows of a block under pressure."""
     timeout_s: float = 900.0
     """Of one run."""
 
@@ -42,8 +44,8 @@ def compare_engine_memory(results: Results, bench: MemoryBench) -> None:
         with scratch(bench.out) as folder:
             locators = store(folder / "pictures.parquet", make_pictures(100, 64, 48, 1500), rows)
             write_pairs((Pair(None, CAPTIONS[0], locator) for locator in locators), folder / "pairs.parquet")
-            given = {**_given(folder, bench.store_mib), "places": [], "seconds_per_image": 0.0}
-            spent = run_ours("carry", given, bench.timeout_s, memory=True)
+            given = {**_given(folder, bench.store_mib), "places": [], "seconds_per_image": 0.0, "block": 256}
+            spent = run_ours("run_labelling.carry", given, bench.timeout_s, memory=True)
         log = spent.answer["log"]
         rate = rows / (log[-1][0] - log[1][0])
         used = max((moment["used"] for moment in spent.answer["series"]), default=0.0)
@@ -75,10 +77,11 @@ def compare_backpressure(results: Results, bench: MemoryBench) -> None:
                 **_given(folder, bench.pressed_store_mib),
                 "places": [server.place],
                 "seconds_per_image": bench.seconds_per_image,
+                "block": bench.pressed_block,
             }
-            series = run_ours("carry", given, bench.timeout_s).answer["series"]
+            series = run_ours("run_labelling.carry", given, bench.timeout_s).answer["series"]
         most.append(_say_pressure(results, rows, series))
-    growth = max(after / before for before, after in pairwise(most))
+    growth = max((after / before for before, after in pairwise(most)), default=1.0)
     results.say("backpressure.growth", growth, "most rows waiting, of the longer list / of the shorter")
 
 

@@ -1,4 +1,4 @@
-"""What the engine adds to its teacher: rows per second from list to shards, against the teacher alone in one process."""
+"""What the engine adds to its teacher: rows per second from list to shards, against the teacher alone."""
 
 import statistics
 import subprocess
@@ -115,16 +115,25 @@ def store(path: Path, pictures: list[bytes], rows: int, group: int = 128) -> Ite
 
 def _bare(bench: LabelBench, folder: Path, given: dict[str, Any]) -> dict[str, float]:
     spent = run_ours(
-        "bare", {**given, "parquet": str(folder / "distinct.parquet"), "rows": bench.rows}, bench.timeout_s
+        "run_labelling.bare",
+        {**given, "parquet": str(folder / "distinct.parquet"), "rows": bench.rows},
+        bench.timeout_s,
     )
-    loop_s = spent.answer["loop_s"]
-    return {"whole": bench.rows / spent.wall_s, "steady": bench.rows / loop_s, "ms": 1000 * loop_s / bench.rows}
+    loop_s, cpu_s = spent.answer["loop_s"], spent.answer["cpu_s"]
+    return {
+        "whole": bench.rows / spent.wall_s,
+        "steady": bench.rows / loop_s,
+        "ms": 1000 * loop_s / bench.rows,
+        "cpu_ms": 1000 * cpu_s / bench.rows,
+    }
 
 
 def _engine(bench: LabelBench, given: dict[str, Any], pairs: Path, out: Path, server: Server) -> dict[str, float]:
     with _watching_gpu() as samples:
         spent = run_ours(
-            "label", {**given, "pairs": str(pairs), "out": str(out), "places": [server.place]}, bench.timeout_s
+            "run_labelling.label",
+            {**given, "pairs": str(pairs), "out": str(out), "places": [server.place]},
+            bench.timeout_s,
         )
     if spent.answer["labelled"] != bench.rows:
         raise AssertionError(f"{out}: {spent.answer['labelled']} of {bench.rows} rows have labels")
@@ -171,6 +180,7 @@ def _say(results: Results, device: str, runs: dict[str, list[dict[str, float]]])
         return statistics.median(run[name] for run in runs[way])
 
     results.say(f"labelling.{device}.teacher_ms", median("bare", "ms"), "the teacher alone, per image", " ms")
+    results.say(f"labelling.{device}.teacher_cpu_ms", median("bare", "cpu_ms"), "  of it CPU", " ms")
     for name, text in (("steady", "start-up left out"), ("whole", "start-up included")):
         results.say(f"labelling.{device}.bare.{name}", median("bare", name), f"the teacher alone, {text}", " /s")
         for way in ("streamed", "stored"):

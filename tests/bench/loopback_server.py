@@ -80,7 +80,7 @@ class Server:
         return float(self._ask("reset")["cpu_s"])
 
     def stats(self) -> dict[str, float]:
-        """Tell the ``requests`` and ``answers`` since the last reset, the time of the ``first``, and the ``cpu_s`` used."""
+        """Tell ``requests`` and ``answers`` since the last reset, the time of the ``first``, and ``cpu_s`` so far."""
         return cast("dict[str, float]", self._ask("stats"))
 
     def _ask(self, what: str) -> Any:

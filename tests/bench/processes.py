@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-CPU_EVERY_S, MEMORY_EVERY_S = 0.2, 0.4
+CPU_EVERY_S, MEMORY_EVERY_S, TELL_EVERY_S = 0.2, 0.4, 20.0
 
 Process = tuple[int, int]
 """Process id and the tick it was started at: ids are given out again."""
@@ -55,13 +55,24 @@ def run_ours(
     environment: Mapping[str, str] | None = None,
     memory: bool = False,
 ) -> Spent:
-    """Run a function of `tests.bench.contenders` in a process of its own; it answers with a JSON object."""
+    """Run a function, named ``module.function`` of this folder, in a process of its own and wait for what it gives.
+
+    Its module ends in `answer`, its arguments and what it gives are JSON.
+    """
+    module, _, function = name.partition(".")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         path = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", "tests.bench.contenders", name, json.dumps(given), str(path)]
+        command = [sys.executable, "-m", f"tests.bench.{module}", function, json.dumps(given), str(path)]
         spent = run(command, environment or {}, timeout_s, memory=memory)
         spent.answer = json.loads(path.read_text(encoding="utf-8"))
     return spent
+
+
+def answer(*functions: Callable[..., Mapping[str, Any]]) -> None:
+    """Be the process that `run_ours` starts."""
+    name, given, path = sys.argv[1:]
+    found = next(function for function in functions if function.__name__ == name)(**json.loads(given))
+    Path(path).write_text(json.dumps(found), encoding="utf-8")
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], timeout_s: float, *, memory: bool = False) -> Spent:
@@ -73,25 +84,37 @@ def run(command: Sequence[str], environment: Mapping[str, str], timeout_s: float
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     given = {**os.environ, "PYTHONPATH": path, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", **environment}
-    spent, looked = Spent(started=time.time()), 0.0
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, env=given, stdout=said, stderr=said, start_new_session=True, cwd=ROOT)
+    spent, looked, told = Spent(started=time.time()), 0.0, time.time()
+    with tempfile.NamedTemporaryFile("w") as file:
+        said = Path(file.name)  # read by another descriptor: the position of this one is the children's
+        process = subprocess.Popen(command, env=given, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
         try:
             while (code := process.poll()) is None:
                 tree = _look(process.pid, spent)
                 if memory and time.time() - looked >= MEMORY_EVERY_S:
                     looked = time.time()
                     _weigh(process.pid, tree, spent)
+                if time.time() - told >= TELL_EVERY_S:
+                    told = time.time()
+                    last = (_last(said).strip().splitlines() or [""])[-1].strip()
+                    print(f"      {told - spent.started:.0f} s: {last[-100:]}", flush=True)
                 if time.time() - spent.started > timeout_s:
-                    raise TimeoutError(f"{' '.join(command)[:300]} took longer than {timeout_s:.0f} s")
+                    raise TimeoutError(f"{_line(command)} took longer than {timeout_s:.0f} s:\n{_last(said)}")
                 time.sleep(CPU_EVERY_S)
         finally:
             spent.wall_s = time.time() - spent.started
             _end(process, spent)
         if code:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(command)[:300]} ended with {code}:\n{said.read()[-3000:]}")
+            raise RuntimeError(f"{_line(command)} ended with {code}:\n{_last(said)}")
     return spent
+
+
+def _line(command: Sequence[str]) -> str:
+    return " ".join(command)[:300]
+
+
+def _last(said: Path) -> str:
+    return said.read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
 def _look(root: int, spent: Spent) -> set[int]:

@@ -1,7 +1,7 @@
 """A driver in a process of its own, for tests that kill it: ``python -m tests.pipeline.engine_driver WHERE CALL``.
 
-``CALL`` is a pickled function without arguments. ``WHERE`` is the address of a running Ray; or ``nodes``: then the driver
-brings a cluster of its own, a head and two nodes, and kills a node once shards are committed.
+``CALL`` is a pickled function without arguments. ``WHERE`` is the address of a running Ray; or ``nodes``: then the
+driver brings a cluster of its own, a head and two nodes, and kills a node once shards are committed.
 """
 
 import json
@@ -20,8 +20,6 @@ import ray
 from pipeline.ledger import Ledger
 from pipeline.storage import Place
 
-QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
-
 
 def write_call(path: Path, call: Callable[[], object]) -> Path:
     path.write_bytes(pickle.dumps(call))
@@ -30,7 +28,7 @@ def write_call(path: Path, call: Callable[[], object]) -> Path:
 
 def main(where: str, call: Path) -> None:
     if where != "nodes":
-        ray.init(address=where, **QUIET)
+        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False)
         pickle.loads(call.read_bytes())()
         return
     settings = json.loads(call.with_suffix(".json").read_text())
@@ -56,7 +54,7 @@ def _cluster(temp_dir: str) -> Iterator[Callable[[], None]]:
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=2, object_store_memory=100 << 20) for _ in range(2)]
-    ray.init(address=cluster.address, **QUIET)
+    ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
 
     def kill() -> None:
         cluster.remove_node(nodes[0], allow_graceful=False)

@@ -16,6 +16,7 @@ import pytest
 from pipeline import ledger as module
 from pipeline.ledger import Ledger, WriterError, differences
 from pipeline.storage import Place
+from tests.pipeline.fault_proxy import Fault, FaultProxy, Plan
 
 IDENTITY = {"stage": "squares", "label": {"min_score": 0.3, "phrases": {"parser": "chunks"}}, "inputs": {"list": "aa"}}
 
@@ -39,11 +40,9 @@ def writer_file(out: Place) -> Place:
     return Place.of(f"{out}.ledger") / "writer.json"
 
 
-def leave_writer(out: Place, **changes: object) -> dict[str, Any]:
+def leave_writer(out: Place, **changes: object) -> None:
     """Leave what a writer leaves that had no time to go."""
-    other = {"token": "other", **module._who(), **changes}
-    writer_file(out).write_text(json.dumps(other))
-    return other
+    writer_file(out).write_text(json.dumps({"token": "other", **module._who(), **changes}))
 
 
 def test_the_same_claim_is_taken_again(out: Place) -> None:
@@ -152,10 +151,15 @@ def test_of_several_that_follow_a_dead_writer_at_once_one_wins(
 
 def test_a_writer_whose_place_was_taken_learns_it_before_it_finishes(out: Place, quick: None) -> None:
     ledger = Ledger(out)
-    with pytest.raises(WriterError, match="taken over"), ledger.writer():
-        taker = leave_writer(out)
-        wait_until(ledger._lost.is_set)
-    assert json.loads(writer_file(out).read_text())["token"] == taker["token"], "the taker's place is not cleared"
+
+    def write() -> None:
+        with ledger.writer():
+            leave_writer(out)
+            wait_until(ledger._lost.is_set)
+
+    with pytest.raises(WriterError, match="taken over"):
+        write()
+    assert json.loads(writer_file(out).read_text())["token"] == "other", "the taker's place is not cleared"
 
 
 def test_a_store_that_is_away_for_a_moment_costs_no_place(
@@ -174,13 +178,11 @@ def test_a_store_that_is_away_for_a_moment_costs_no_place(
         ledger.check_writer()
 
 
-def test_a_place_is_taken_though_the_answer_to_the_taking_was_lost(s3: Any) -> None:
-    from tests.pipeline.fault_proxy import Fault, Plan
-
+def test_a_place_is_taken_though_the_answer_to_the_taking_was_lost(s3: FaultProxy) -> None:
     out = Place.of(f"s3://tests/{uuid.uuid4().hex}/out")
-    with s3.faulty(Plan(rate=1.0, kinds=[Fault.LOST], limit=1, methods=["PUT"], path="writer.json")) as plan:
-        with Ledger(out).writer():
-            pass
+    plan = Plan(rate=1.0, kinds=[Fault.LOST], limit=1, methods=["PUT"], path="writer.json")
+    with s3.faulty(plan), Ledger(out).writer():
+        pass
     assert plan.injected.total() == 1
 
 
@@ -240,9 +242,10 @@ def test_a_compaction_killed_in_the_middle_loses_and_doubles_no_row(
         deletions.append(place)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Place, "delete", killed)
-        ledger.reconcile()
+        with pytest.raises(KeyboardInterrupt):
+            ledger.reconcile()
     assert deletions
     assert ledger.reconcile() == 3
 

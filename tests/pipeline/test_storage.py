@@ -1,6 +1,7 @@
 import errno
 import gc
 import io
+import os
 import pickle
 import threading
 import uuid
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.storage import Place, WholeFiles
+from tests.pipeline.fault_proxy import Fault, FaultProxy, Plan
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -54,7 +56,7 @@ def test_files_and_folders_are_told_apart(folder: Place) -> None:
         (True, False, True),
     ]
     nothing = folder / "none"
-    assert not (nothing.exists() or nothing.is_dir() or nothing.is_file())
+    assert (nothing.exists(), nothing.is_dir(), nothing.is_file()) == (False, False, False)
 
 
 def test_reading_what_is_not_there_says_so(folder: Place) -> None:
@@ -113,9 +115,7 @@ def test_of_many_creators_at_once_one_wins(folder: Place) -> None:
     assert [name for name, _ in folder.listing()] == ["lock"]
 
 
-def test_an_answer_lost_on_the_way_does_not_make_two_creators(s3: Any) -> None:
-    from tests.pipeline.fault_proxy import Fault, Plan
-
+def test_an_answer_lost_on_the_way_does_not_make_two_creators(s3: FaultProxy) -> None:
     lock = Place.of(f"s3://tests/{uuid.uuid4().hex}/lock")
     with s3.faulty(Plan(rate=1.0, kinds=[Fault.INTERNAL_ERROR, Fault.SLOW_DOWN], limit=2, methods=["PUT"])) as plan:
         assert lock.create(b"first")
@@ -124,9 +124,7 @@ def test_an_answer_lost_on_the_way_does_not_make_two_creators(s3: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "cut", "lost", "delay"])
-def test_a_store_that_fails_now_and_then_is_asked_again(s3: Any, fault: str) -> None:
-    from tests.pipeline.fault_proxy import Fault, Plan
-
+def test_a_store_that_fails_now_and_then_is_asked_again(s3: FaultProxy, fault: str) -> None:
     place, data = Place.of(f"s3://tests/{uuid.uuid4().hex}/f"), bytes(range(256)) * 40
     with s3.faulty(Plan(rate=1.0, kinds=[Fault(fault)], limit=2, delay_s=0.1)) as plan:
         place.write_bytes(data)
@@ -208,7 +206,7 @@ def test_a_disk_that_is_full_when_the_file_is_closed_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             raw.close()
     assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,11 @@
-"""Our side of each comparison, run in a process of its own: ``python -m tests.bench.contenders NAME GIVEN ANSWER``.
-
-``GIVEN`` is a JSON object of the function's arguments, ``ANSWER`` the file its JSON answer goes to.
-"""
+"""Teacher and engine in processes of their own, as `processes.run_ours` starts them."""
 
 import io
 import json
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,57 +14,15 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.download import DownloadConfig, collecting
-from pipeline.download import download as run_download
-from pipeline.fetch import FetchConfig
-from pipeline.isolation import Limits
+from pipeline.download import collecting
 from pipeline.labelling import Labeller
-from pipeline.progress import Report
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, pseudo_label
 from pipeline.session import ray_session
 from pipeline.storage import Place
 from pipeline.teachers import Found, load_teacher
 from tests.bench.labellers import QuickLabeller, Sleeper, TimedLabeller, read_log
-
-REPORT_EVERY_S = 10.0
-
-
-def download(
-    pairs: str, out: str, places: Sequence[str], num_actors: int, decoders: int, blocks: tuple[int, int]
-) -> dict[str, float]:
-    """Download as img2dataset is told to: short side 384, nothing about the long one, quality 95."""
-    cfg = collecting_config(places, num_actors=num_actors, decoders=decoders, blocks=blocks)
-    with ray_session():
-        manifest = run_download(cfg, Place.of(pairs), Place.of(out), on_progress=shout("ours"))
-    return {"kept": manifest.rows_out, "stage_s": manifest.seconds}
-
-
-def collecting_config(
-    places: Sequence[str], num_actors: int = 1, decoders: int = 2, blocks: tuple[int, int] = (500, 4)
-) -> DownloadConfig:
-    return DownloadConfig(
-        image_size_px=384,
-        max_side_px=100_000,
-        encode_quality=95,
-        fetch=FetchConfig(allow_hosts=tuple(places), max_per_host=128),
-        decode=Limits(processes=decoders),
-        num_actors=num_actors,
-        rows_per_block=blocks[0],
-        blocks_per_actor=blocks[1],
-    )
-
-
-def shout(name: str) -> Report:
-    """Make a report that prints now and then."""
-    last = time.monotonic()
-
-    def report(done: int, total: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > REPORT_EVERY_S:
-            last = time.monotonic()
-            print(f"    {name}: {done}/{total} {note}", flush=True)
-
-    return report
+from tests.bench.processes import answer
+from tests.bench.run_download import collecting_config, shout
 
 
 def bare(teacher: str, parquet: str, rows: int, label: dict[str, Any]) -> dict[str, float]:
@@ -91,10 +45,10 @@ def bare(teacher: str, parquet: str, rows: int, label: dict[str, Any]) -> dict[s
         return model.ground([images[i] for i in batch], [captions[i] for i in batch], [entities[i] for i in batch])
 
     ground(batches[0])
-    started, found = time.perf_counter(), 0
+    started, cpu, found = time.perf_counter(), time.process_time(), 0
     for batch in batches:
         found += sum(len(answer.scores) for answer in ground(batch))
-    return {"loop_s": time.perf_counter() - started, "boxes": found}
+    return {"loop_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu, "boxes": found}
 
 
 def label_config(label: dict[str, Any]) -> PseudoLabelConfig:
@@ -118,7 +72,9 @@ def label(
     return {"rows": manifest.rows_in, "labelled": manifest.rows_out, "log": read_log(log)}
 
 
-def carry(pairs: str, out: str, places: Sequence[str], seconds_per_image: float, store_mib: int) -> dict[str, Any]:
+def carry(
+    pairs: str, out: str, places: Sequence[str], seconds_per_image: float, store_mib: int, block: int
+) -> dict[str, Any]:
     """Stream a list through the engine to a teacher that is none; watch the object store."""
     log = Path(f"{out}.log")
     with (
@@ -129,7 +85,7 @@ def carry(pairs: str, out: str, places: Sequence[str], seconds_per_image: float,
         watching_store(places, log) as series,
     ):
         manifest = pseudo_label(
-            LabelPlan(cfg=PseudoLabelConfig(), teacher=Sleeper.name),
+            LabelPlan(cfg=PseudoLabelConfig(rows_per_block=block), teacher=Sleeper.name),
             collecting(collecting_config(places), Place.of(pairs)),
             Place.of(out),
             run_id=f"{log}@{seconds_per_image}",
@@ -173,14 +129,5 @@ def store_bytes() -> tuple[float, float]:
     return float(told.object_store_bytes_used), float(told.spilled_bytes_total)
 
 
-CONTENDERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "download": download,
-    "bare": bare,
-    "label": label,
-    "carry": carry,
-}
-
-
 if __name__ == "__main__":
-    answer = CONTENDERS[sys.argv[1]](**json.loads(sys.argv[2]))
-    Path(sys.argv[3]).write_text(json.dumps(answer), encoding="utf-8")
+    answer(bare, label, carry)
