@@ -98,16 +98,20 @@ class Account:
         return seen
 
 
-def take_account(directory: Place, good: str) -> Account:
+def take_account(directory: Place, good: str, known: Sequence[FileAccount] = ()) -> Account:
     """Read every shard under a directory once, in Ray tasks, and count.
 
     Args:
         directory: holds the shards.
         good: status of the rows that count as kept.
+        known: shards read before; they never change, so they are not read again.
     """
-    work = directory.files(".parquet")
+    there = directory.files(".parquet")
+    paths = {place.relative_to(directory) for place in there}
+    files = [file for file in known if file.path in paths]
+    read = {file.path for file in files}
+    work = [place for place in there if place.relative_to(directory) not in read]
     chunks = [work[i : i + FILES_PER_TASK] for i in range(0, len(work), FILES_PER_TASK)]
-    files: list[FileAccount] = []
     unreadable: list[str] = []
     waiting: list[ray.ObjectRef[list[FileAccount | str]]] = []
     while chunks or waiting:

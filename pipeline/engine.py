@@ -151,14 +151,17 @@ def carry_out(work: Work, out: Place, *, run_id: str = "", on_progress: Report |
 def _write_all(work: Work, out: Place, ledger: Ledger, report: Report) -> Account:
     """Write until every row is there once."""
     rows_per_block, num_rows, steps = work.rows_per_block, work.source.num_rows, work.source.steps
+    account = Account(files=[])
     while True:
         done = ledger.reconcile()
         if done < num_rows:
             _write_round(work, steps, rows_per_block, out, ledger, (report, done))
-        account = _settle(work, out, ledger)
+        account = _settle(work, out, ledger, account)
         missing = num_rows - sum(len(file.keys) for file in account.files)
         if not missing:
             return account
+        if done == num_rows:
+            continue  # nothing ran: the checkpoint promised rows that are not there, and no longer does
         if steps is not work.source.steps:
             raise AuditError(f"{out}: {missing} rows could not even be rejected; give the same command again")
         if rows_per_block > 1:
@@ -274,11 +277,14 @@ class _Reject:
         return table.append_column(schema.OUTCOME, table["status"]) if work.apart else table
 
 
-def _settle(work: Work, out: Place, ledger: Ledger) -> Account:
-    """Read every shard, delete what is there twice, and make the checkpoint agree with what is there."""
-    account = take_account(out, work.good)
+def _settle(work: Work, out: Place, ledger: Ledger, before: Account) -> Account:
+    """Read every new shard, delete what is there twice, and make the checkpoint agree with what is there."""
+    account = take_account(out, work.good, before.files)
     if account.unreadable:
-        raise AuditError(f"{out}: {len(account.unreadable)} files cannot be read, the first is {account.unreadable[0]}")
+        raise AuditError(
+            f"{out}: {len(account.unreadable)} shards cannot be read, the first is {account.unreadable[0]}; delete "
+            f"them and give the same command again: their rows are made anew"
+        )
     keys = np.arange(work.source.num_rows) if work.source.keys is None else work.source.keys
     seen = account.times_seen(int(keys.max()) + 1)
     for file in superfluous(account, seen):

@@ -335,8 +335,9 @@ class _WholeFile(io.RawIOBase):
         return self._stream.tell()
 
     def __del__(self) -> None:
-        self._failed = True  # let go of, by an exception or the end of the process, and not closed: half a file
-        self.close()
+        if hasattr(self, "_stream"):  # else it could not be opened
+            self._failed = True  # let go of, by an exception or the end of the process, and not closed: half a file
+            self.close()
 
     def close(self) -> None:
         if self.closed:

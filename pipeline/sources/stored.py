@@ -26,7 +26,7 @@ from pipeline.storage import Place
 MISSING, UNREADABLE, TOO_LARGE = "stored_missing", "stored_unreadable", "stored_too_large"
 """Why there are no bytes: nothing is there; it cannot be read as the locator says; it is above the cap."""
 
-MAX_CACHED_BYTES = 256 << 20
+MAX_CACHED_BYTES = 64 << 20
 """Row groups a reader keeps; the one in use is kept whatever its size."""
 
 _MISSING_MARK = "missing"

@@ -5,6 +5,8 @@ rest. ``--out`` is where the numbers go: ``bench.json`` and an MLflow run.
 """
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,7 @@ Sections = dict[str, Callable[[], None]]
 def main() -> None:
     """Run every comparison asked for."""
     given = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     results = Results()

@@ -120,7 +120,7 @@ def make_authority(folder: Path) -> dict[str, str]:
     _openssl("req", "-x509", *curve, "-keyout", folder / "ca.key", "-out", folder / "ca.pem", "-subj", "/CN=bench ca")
     _openssl("req", *curve[:4], "-nodes", "-keyout", folder / "key.pem", "-out", folder / "csr", "-subj", "/CN=bench")
     (folder / "ext").write_text("subjectAltName=IP:127.0.0.1\n", encoding="ascii")
-    signing = ["-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", "2"]
+    signing: list[str | Path] = ["-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", "2"]
     _openssl("x509", "-req", "-in", folder / "csr", *signing, "-extfile", folder / "ext", "-out", folder / "cert.pem")
     system = ssl.get_default_verify_paths().cafile
     if system is None:

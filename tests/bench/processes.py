@@ -157,7 +157,7 @@ def proportional_bytes(pid: int) -> int:
     return 0
 
 
-def _end(process: "subprocess.Popen[str]", spent: Spent) -> None:
+def _end(process: "subprocess.Popen[bytes]", spent: Spent) -> None:
     """End what is left of a tree: Ray's daemons outlive a driver that was killed."""
     _look(process.pid, spent)
     here = {(pid, start) for pid, (_, start, _) in _processes()}
