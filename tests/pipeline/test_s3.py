@@ -5,7 +5,6 @@ import uuid
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -157,15 +156,14 @@ def test_a_place_taken_over_during_a_run_is_never_called_finished(
     rows: Place, finished: Finished, out: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
-    whole = engine._settle
+    reconcile = Ledger.reconcile
 
-    def taken_over(work: engine.Work, out: Place, ledger: Ledger) -> Any:
-        account = whole(work, out, ledger)
+    def taken_over(ledger: Ledger) -> int:
         while not ledger._lost.wait(0.2):  # again, if a sign of life was on its way
             (ledger.folder / "writer.json").write_text('{"token": "another", "host": "elsewhere", "beat": 0}')
-        return account
+        return reconcile(ledger)
 
-    monkeypatch.setattr(engine, "_settle", taken_over)
+    monkeypatch.setattr(Ledger, "reconcile", taken_over)
     with pytest.raises(module.WriterError, match="taken over"):
         carry_out(work_on(rows), finished.copy(out))
     assert read_manifest(out) is None
