@@ -48,6 +48,7 @@ PENDING = ".pending.parquet"
 COMPACT_FROM = 256
 """Checkpoint files from which they are made one: Ray reads all of them before it starts."""
 _READERS = 16
+_READS = 10
 
 
 class WriterError(ValueError):
@@ -171,11 +172,15 @@ class Ledger:
                 return
 
     def _read_writer(self) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads(self._writer.read_bytes())
-        except FileNotFoundError:
-            return None
-        return found
+        for _ in range(_READS):
+            try:
+                found: dict[str, Any] = json.loads(self._writer.read_bytes())
+            except FileNotFoundError:
+                return None
+            except ValueError:  # S3 is asked for the size and then for the bytes: it was replaced between the two
+                continue
+            return found
+        raise OSError(f"{self._writer} is no JSON; if nobody is writing {self.out}, delete it")
 
     def _beat(self, me: Mapping[str, object], stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):

@@ -178,6 +178,24 @@ def test_a_store_that_is_away_for_a_moment_costs_no_place(
         ledger.check_writer()
 
 
+def test_a_sign_of_life_read_while_it_changes_is_read_again(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole, torn = Place.of(tmp_path / "out"), Place.read_bytes, [b'{"token": "a', b'{"a": 1}"b']
+    with Ledger(out).writer():
+        monkeypatch.setattr(Place, "read_bytes", lambda place: torn.pop() if torn else whole(place))
+        wait_until(lambda: not torn)
+        first = json.loads(writer_file(out).read_text())["beat"]
+        wait_until(lambda: json.loads(writer_file(out).read_text())["beat"] > first)
+
+
+def test_a_sign_of_life_that_stays_unreadable_is_told(tmp_path: Path) -> None:
+    out = Place.of(tmp_path / "out")
+    writer_file(out).write_text("{")
+    with pytest.raises(OSError, match=r"writer\.json is no JSON"):
+        Ledger(out).writer().__enter__()
+
+
 def test_a_place_is_taken_though_the_answer_to_the_taking_was_lost(s3: FaultProxy) -> None:
     out = Place.of(f"s3://tests/{uuid.uuid4().hex}/out")
     plan = Plan(rate=1.0, kinds=[Fault.LOST], limit=1, methods=["PUT"], path="writer.json")
