@@ -1,7 +1,7 @@
 """Count what really lies on disk: every row once, every file whole.
 
 A run is finished when its files say so, not when its tasks do. The account of each file is taken where the file can be
-read fastest, by Ray tasks over the cluster; the driver keeps one byte per row.
+read fastest, by Ray tasks over the cluster; the driver keeps two bytes per row.
 """
 
 import hashlib
@@ -82,19 +82,19 @@ class Account:
             reasons.update(file.rejects)
         return dict(sorted(reasons.items()))
 
-    def times_seen(self, num_rows: int) -> npt.NDArray[np.uint8]:
-        """Count how often each of the rows 0 … ``num_rows`` - 1 is there (255 at most).
+    def times_seen(self, num_rows: int) -> npt.NDArray[np.uint16]:
+        """Count how often each of the rows 0 … ``num_rows`` - 1 is there (65,535 at most).
 
         Raises:
             AuditError: a row is there that was never given.
         """
-        seen = np.zeros(num_rows, np.uint8)
+        seen = np.zeros(num_rows, np.uint16)
         for file in self.files:
             if len(file.keys) and not 0 <= file.keys.min() <= file.keys.max() < num_rows:
                 raise AuditError(
                     f"{file.path} holds rows beyond the {num_rows} given; the directory is not of this list"
                 )
-            np.add.at(seen, file.keys, np.uint8(1))
+            np.add.at(seen, file.keys, np.uint16(1))
         return seen
 
 
@@ -127,7 +127,7 @@ def take_account(directory: Place, good: str, known: Sequence[FileAccount] = ())
     return Account(files=files, unreadable=sorted(unreadable))
 
 
-def superfluous(account: Account, seen: npt.NDArray[np.uint8]) -> list[FileAccount]:
+def superfluous(account: Account, seen: npt.NDArray[np.uint16]) -> list[FileAccount]:
     """Choose files all of whose rows are there elsewhere too; without them no row is lost.
 
     Such files are left by a writer that outlived its driver: it commits rows which the next run, started meanwhile,

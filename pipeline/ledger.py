@@ -48,7 +48,6 @@ PENDING = ".pending.parquet"
 COMPACT_FROM = 256
 """Checkpoint files from which they are made one: Ray reads all of them before it starts."""
 _READERS = 16
-_READS = 10
 
 
 class WriterError(ValueError):
@@ -66,6 +65,7 @@ class Ledger:
         self.bugs = self.folder / "bugs"
         self._claim, self._writer = self.folder / "claim.json", self.folder / "writer.json"
         self._lost = threading.Event()
+        self._token = ""
 
     def claim(self, identity: Mapping[str, object]) -> None:
         """Bind the output to what it is made from, or check that it already is.
@@ -93,7 +93,8 @@ class Ledger:
         Raises:
             WriterError: another one lives; or it came while we were silent, and our rows may be its rows.
         """
-        me = {"token": uuid.uuid4().hex, **_who()}
+        self._token = uuid.uuid4().hex
+        me = {"token": self._token, **_who()}
         self._take(me)
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(me, stop), name="heartbeat", daemon=True)
@@ -104,7 +105,7 @@ class Ledger:
         finally:
             stop.set()
             beat.join()
-            if not self._lost.is_set():
+            if self._is_ours():
                 self._writer.delete()
 
     def check_writer(self) -> None:
@@ -113,7 +114,7 @@ class Ledger:
         Raises:
             WriterError: somebody did.
         """
-        if self._lost.is_set():
+        if not self._is_ours():
             raise WriterError(
                 f"{self.out} was taken over by another run while this one was silent; let that one finish"
             )
@@ -172,15 +173,18 @@ class Ledger:
                 return
 
     def _read_writer(self) -> dict[str, Any] | None:
-        for _ in range(_READS):
-            try:
-                found: dict[str, Any] = json.loads(self._writer.read_bytes())
-            except FileNotFoundError:
-                return None
-            except ValueError:  # S3 is asked for the size and then for the bytes: it was replaced between the two
-                continue
-            return found
-        raise OSError(f"{self._writer} is no JSON; if nobody is writing {self.out}, delete it")
+        try:
+            found: dict[str, Any] = json.loads(self._writer.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise OSError(f"{self._writer} is no JSON; if nobody is writing {self.out}, delete it") from error
+        return found
+
+    def _is_ours(self) -> bool:
+        """Ask the place itself: the last sign of life may be seconds old."""
+        found = None if self._lost.is_set() else self._read_writer()
+        return found is not None and found["token"] == self._token
 
     def _beat(self, me: Mapping[str, object], stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):

