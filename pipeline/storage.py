@@ -314,7 +314,7 @@ class WholeFiles(pafs.FileSystemHandler):
 
     def delete_root_dir_contents(self) -> None:
         """Never."""
-        raise NotImplementedError("deleting everything is not offered")
+        raise io.UnsupportedOperation("deleting everything is not offered")
 
     def delete_file(self, path: str) -> None:
         """As the local one."""
@@ -342,7 +342,7 @@ class WholeFiles(pafs.FileSystemHandler):
 
     def open_append_stream(self, path: str, metadata: dict[str, str] | None = None) -> pa.NativeFile:
         """Never: a shard is written once."""
-        raise NotImplementedError("files are written once, never added to")
+        raise io.UnsupportedOperation("files are written once, never added to")
 
 
 class _WholeFile(io.RawIOBase):

@@ -95,7 +95,7 @@ class Watch:
             try:
                 pq.read_table(path, partitioning=None)
             except FileNotFoundError:
-                pass  # deleted since: what a dead writer had not committed
+                continue  # deleted since: what a dead writer had not committed
             except (pa.ArrowInvalid, OSError) as error:
                 self.torn.append(f"{path}: {error}")
 

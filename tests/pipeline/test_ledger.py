@@ -41,7 +41,7 @@ def writer_file(out: Place) -> Place:
 
 
 def now(out: Place) -> dict[str, Any]:
-    found = Ledger(out)._read_writer()  # pyarrow may read an S3 object that is being replaced as neither of the two
+    found = Ledger(out)._read_writer()
     assert found is not None
     return found
 
@@ -53,7 +53,9 @@ def leave_writer(out: Place, **changes: object) -> None:
 
 def test_the_same_claim_is_taken_again(out: Place) -> None:
     Ledger(out).claim(IDENTITY)
+    claimed = (Ledger(out).folder / "claim.json").read_text()
     Ledger(out).claim({**IDENTITY, "label": dict(reversed(IDENTITY["label"].items()))})  # type: ignore[attr-defined]
+    assert (Ledger(out).folder / "claim.json").read_text() == claimed
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_a_dead_process_of_this_machine_is_followed_at_once(out: Place, quick: N
 def test_another_process_under_a_dead_ones_number_is_not_taken_for_it(out: Place, quick: None) -> None:
     leave_writer(out, began=1.0)
     with Ledger(out).writer():
-        pass
+        assert now(out)["token"] != "other"
 
 
 def test_a_writer_elsewhere_counts_as_alive_as_long_as_its_signs_of_life_are_fresh(out: Place, quick: None) -> None:
@@ -128,6 +130,7 @@ def test_a_writer_shows_signs_of_life(out: Place, quick: None) -> None:
     with Ledger(out).writer():
         first = now(out)["beat"]
         wait_until(lambda: now(out)["beat"] > first)
+        assert now(out)["beat"] > first
 
 
 def test_of_several_that_follow_a_dead_writer_at_once_one_wins(
@@ -193,6 +196,8 @@ def test_a_sign_of_life_read_while_it_changes_is_read_again(
         wait_until(lambda: not torn)
         first = now(out)["beat"]
         wait_until(lambda: now(out)["beat"] > first)
+        assert now(out)["beat"] > first
+        assert torn == []
 
 
 def test_a_sign_of_life_that_stays_unreadable_is_told(tmp_path: Path) -> None:

@@ -242,9 +242,9 @@ def test_whole_files_do_what_a_local_file_system_does(tmp_path: Path) -> None:
     files.delete_dir_contents(f"{tmp_path}/sub")
     files.delete_dir(f"{tmp_path}/sub")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(io.UnsupportedOperation):
         files.open_append_stream(f"{tmp_path}/c")
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(io.UnsupportedOperation):
         WholeFiles().delete_root_dir_contents()
 
 
