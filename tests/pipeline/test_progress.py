@@ -72,8 +72,12 @@ def test_on_a_terminal_one_line_is_rewritten_in_place(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.ray
-def test_a_data_set_reports_its_rows_while_it_is_written(ray_session: None, tmp_path: Path) -> None:
+def test_a_data_set_reports_its_rows_while_it_is_written(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray.data
+
+    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_REPORTS", 0.0)
 
     def slowly(batch: Any) -> Any:
         import time
@@ -81,7 +85,7 @@ def test_a_data_set_reports_its_rows_while_it_is_written(ray_session: None, tmp_
         time.sleep(0.7)
         return batch
 
-    dataset = ray.data.range(30, override_num_blocks=3).map_batches(slowly, num_cpus=2)
+    dataset = ray.data.range(30, override_num_blocks=3).map_batches(slowly, num_cpus=2, concurrency=1)
     seen: list[tuple[int, int, str]] = []
     with track_dataset(dataset, lambda *report: seen.append(report), 30):
         dataset.write_parquet(str(tmp_path))
