@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
@@ -122,7 +123,7 @@ class Collector:
 def _to_table(pairs: pa.Table, outcomes: list[_Outcome]) -> pa.Table:
     """Put outcomes beside their pairs, column by column: dictionaries of rows cost several times as much."""
     pictures = [outcome.picture for outcome in outcomes]
-    data = pa.array([picture and picture.data for picture in pictures], pa.binary())
+    data = _binary([picture.data if picture else None for picture in pictures])
     image = pa.StructArray.from_arrays(
         [data, pa.nulls(len(data), pa.string())], fields=list(schema.IMAGE_TYPE), mask=data.is_null()
     )
@@ -136,3 +137,14 @@ def _to_table(pairs: pa.Table, outcomes: list[_Outcome]) -> pa.Table:
         columns[name] = [None if picture is None else getattr(picture, name) for picture in pictures]
     given = {name: pairs[name] for name in schema.PAIRS.names}
     return pa.table({**given, **columns}, schema=schema.IMAGES)
+
+
+def _binary(values: list[bytes | None]) -> pa.BinaryArray:
+    """Copy bytes into an array once; Arrow's own way grows it step by step, which copies it several times over."""
+    offsets = np.cumsum([0, *(len(value or b"") for value in values)])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"{len(values)} images take {offsets[-1]} bytes, too many for a block; lower rows_per_block")
+    present = pa.array([value is not None for value in values], pa.bool_())
+    data = b"".join(value or b"" for value in values)
+    buffers = [present.buffers()[1], pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(values), buffers)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from pipeline.phash import phash
@@ -96,4 +96,7 @@ def _resizer_module() -> ModuleType:
         raise ImportError("img2dataset has no resizer.py; install the version of requirements.lock")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    # The Resizer makes a transform for every picture, which takes as long as encoding one; one per size is enough.
+    makers = {name: cache(getattr(module.A, name)) for name in ("SmallestMaxSize", "LongestMaxSize")}
+    module.A = SimpleNamespace(**makers)  # type: ignore[attr-defined]
     return module
