@@ -32,10 +32,13 @@ MAY_DIFFER = frozenset(
 """What of a configuration says nothing about what the weights mean: they serve a model that differs in these."""
 
 
-def save(model: GLIPv2, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a model folder; an existing one is overwritten file by file."""
+def save(
+    model: GLIPv2, tokenizer: Tokenizer, directory: Path, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write a model folder, of the model's own weights or of those given; an existing one is overwritten by file."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / WEIGHTS)
+    state = model.state_dict() if weights is None else weights
+    save_file({k: v.contiguous() for k, v in state.items()}, directory / WEIGHTS)
     (directory / CONFIG).write_text(json.dumps(asdict(model.cfg), indent=1), encoding="utf-8")
     tokenizer.save(directory)
 

@@ -1,45 +1,23 @@
-"""The training step and its optimiser, without Ray: what one worker does with one batch."""
+"""The training step, without Ray: what one worker does with one batch."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+from transformers.models.bert.modeling_bert import BertLayer
 
 from glipv2.losses.criterion import Criterion
-from glipv2.model.glipv2 import GLIPv2
+from glipv2.losses.workers import num_workers, sum_over_workers
+from glipv2.model.backbone import SwinBlock
+from glipv2.model.glipv2 import Block, GLIPv2
+from glipv2.model.language import PreNormLayer
 from glipv2.sample import NOT_PREDICTED, Batch, Target
 
 PROBE_PX = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW with linear warm-up; the defaults are GLIP's (reference ``SOLVER``)."""
-
-    lr: float = 1e-4
-    """Base learning rate."""
-    text_lr: float = 1e-5
-    """Learning rate of the text encoder."""
-    beta2: float = 0.999
-    """Memory of the second moment; runs of a thousand steps do better with 0.98."""
-    weight_decay: float = 1e-4
-    """On matrices and filters only: not on biases, norms and scales."""
-    warmup_steps: int = 2000
-    """Linear from a thousandth of the rate."""
-    decay: Literal["steps", "cosine"] = "steps"
-    """``steps`` drops the rate at ``decay_at`` as the reference does; ``cosine`` lowers it to zero all along."""
-    decay_at: tuple[float, ...] = (0.67, 0.89)
-    """Fractions of the run after which the rate drops tenfold; not read with ``cosine``."""
-    clip_norm: float = 1.0
-    """Largest gradient norm of the whole model."""
-
-    def __post_init__(self) -> None:
-        """Check the schedule."""
-        if any(not 0 < fraction <= 1 for fraction in self.decay_at):
-            raise ValueError(f"decay_at is {self.decay_at}; give fractions of the run between 0 and 1")
 
 
 def freeze_untaught(model: GLIPv2, criterion: Criterion) -> list[str]:
@@ -73,51 +51,46 @@ def freeze_untaught(model: GLIPv2, criterion: Criterion) -> list[str]:
     return [name for name, _ in untaught]
 
 
-def make_optimizer(model: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """Group parameters by learning rate and decay; frozen ones are left out."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            lr = cfg.text_lr if "text_encoder." in name else cfg.lr
-            decay = cfg.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()], betas=(0.9, cfg.beta2)
-    )
+def recompute_activations(model: GLIPv2) -> None:
+    """Keep for the backward pass only what goes between blocks and compute the rest again: less memory, more time."""
+    for module in model.modules():
+        if isinstance(module, SwinBlock | Block | BertLayer | PreNormLayer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, cfg: OptimConfig, num_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Build the learning-rate schedule over ``num_steps`` optimiser steps."""
+def backward(
+    model: nn.Module, criterion: Criterion, batch: Batch, *, share: float = 1.0, bf16: bool = False
+) -> dict[str, float]:
+    """Run forward and backward on one batch.
 
-    def factor(step: int) -> float:
-        warm = min(1.0, 0.001 + 0.999 * step / cfg.warmup_steps) if cfg.warmup_steps else 1.0
-        if cfg.decay == "cosine":
-            return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps)))
-        return warm * 0.1 ** sum(step >= fraction * num_steps for fraction in cfg.decay_at)
+    A loss that is not finite on any worker is propagated on none, so that all stay in step.
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    Args:
+        model: a `GLIPv2`, wrapped or not.
+        criterion: the losses.
+        batch: this worker's samples.
+        share: of the step, which this batch is a part of; gradients are scaled by it, the losses returned are not.
+        bf16: run the forward pass under autocast.
 
-
-def backward(model: nn.Module, criterion: Criterion, batch: Batch) -> dict[str, float]:
-    """Run forward and backward on one batch and return the losses.
-
-    Raises:
-        FloatingPointError: the loss is not finite; nothing is masked over.
+    Returns:
+        The losses' mean over all workers, and their sum as ``loss``.
     """
-    losses = criterion(model(batch.pixels, batch.ids, batch.mask, batch.masked_words != NOT_PREDICTED), batch)
-    total = torch.stack(list(losses.values())).sum()
-    values = {"loss": total.item(), **{name: value.item() for name, value in losses.items()}}
-    if not torch.isfinite(total):
-        raise FloatingPointError(f"loss is {values}; lower the learning rate, or look at the batch's boxes and spans")
-    total.backward()
-    return values
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16, enabled=bf16):
+        outputs = model(batch.pixels, batch.ids, batch.mask, batch.masked_words != NOT_PREDICTED)
+        losses = criterion(outputs, batch)
+    own = torch.stack([value.float() for value in losses.values()])
+    means = (sum_over_workers(own) / num_workers()).tolist()
+    total = math.fsum(means) if all(map(math.isfinite, means)) else math.nan
+    if math.isfinite(total):
+        (own.sum() * share).backward()
+    return {"loss": total, **dict(zip(losses, means, strict=True))}
 
 
 def update(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, clip_norm: float) -> float:
-    """Clip the gradient, step, and return the norm before clipping."""
+    """Clip the gradient, step, and return the norm before clipping; one that is not finite is thrown away instead."""
     norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], clip_norm)
-    optimizer.step()
+    length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if math.isfinite(length):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return length

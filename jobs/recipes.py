@@ -4,27 +4,38 @@ Each docstring says what for, on what hardware, for how long, and what to expect
 change made twice becomes a recipe here. Paths a recipe cannot know (``--out`` and others) are given as flags.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
-from glipv2.config import glip_l, glip_t, glip_t_a, nano, t
+from glipv2.config import ModelConfig, b, glip_l, glip_t, glip_t_a, h, nano, t
 from glipv2.losses.criterion import LossConfig
-from glipv2.train import OptimConfig
+from glipv2.optim import OptimConfig
 from glipv2.transfer.prompt import PromptTuningConfig
+from pipeline import data_lint
+from pipeline.ablate import AblateConfig
 from pipeline.captions import CaptionsConfig
 from pipeline.convert import ConvertJob
+from pipeline.data_lint import LintDataJob
 from pipeline.download import DownloadConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.export import ExportConfig, ExportJob
 from pipeline.flow import DemoConfig, EvaluateJob, PretrainJob, SweepJob
 from pipeline.guards import GuardConfig, GuardJob
+from pipeline.import_data import ImportJob
 from pipeline.ingest import IngestConfig
-from pipeline.miniature.config import demo_size, test_size
+from pipeline.miniature.config import demo_size, full_size, test_size
+from pipeline.mixture import OrderConfig
 from pipeline.predict import PredictJob
 from pipeline.pretrain import PretrainConfig
 from pipeline.pseudo_label import PseudoLabelConfig
+from pipeline.score import ScoreJob
+from pipeline.sources import formats
 from pipeline.sweep import SweepConfig
 from pipeline.trace import TraceJob
 from pipeline.vocabulary import VocabularyJob
+
+Job = TypeVar("Job")
 
 
 def demo() -> DemoConfig:
@@ -161,25 +172,135 @@ def nano_all_pretrain() -> PretrainJob:
 def t_pretrain() -> PretrainJob:
     """Pre-train GLIPv2-T as the paper does, from GLIP-T's weights: 32 GPUs, batch 64, 330,000 steps, all four losses.
 
-    ``python -m jobs.pretrain t --init /abs/glip-t --vocabulary /abs/vocab.txt --sources /abs/a /abs/b --out /abs/dir``,
-    the first two of ``jobs.convert``. Never run: no such cluster was at hand. At the speed GLIP's paper gives for V100s
-    it takes five days. Every worker holds all sources in memory, for which the paper's data are too large.
+    ``python -m jobs.pretrain t --init /abs/glip-t --vocabulary /abs/vocab.txt --sources /abs/a /abs/b --out /abs/dir
+    --val-annotations /abs/val2017.json --val-images /abs/val2017``, the first two of ``jobs.convert``. The paper: 47.3
+    AP on COCO val, zero-shot. Never run: no such cluster was at hand. At the speed GLIP's paper gives for V100s it
+    takes five days.
     """
+    return PretrainJob(pretrain=paper_training())
+
+
+def t_stage2_pretrain() -> PretrainJob:
+    """Go on with GLIPv2-T for 300,000 steps without masked words, on human boxes alone, as the paper's second stage.
+
+    ``python -m jobs.pretrain t-stage2 --init /abs/stage1/model/model --vocabulary /abs/vocab.txt --sources /abs/o365
+    /abs/gold --out /abs/dir``: 32 GPUs. Never run.
+    """
+    return PretrainJob(pretrain=without_masked_words(paper_training(), 300_000))
+
+
+def b_pretrain() -> PretrainJob:
+    """Pre-train GLIPv2-B as the paper does: 64 GPUs, batch 64, a million steps at one rate for all parts.
+
+    ``python -m jobs.pretrain b --vocabulary /abs/clip --sources /abs/a … --copies 8 4 2 … --out /abs/dir``; the copies
+    of GLIP-L: Flickr30k 8, mixed 4, Objects365 2, Visual Genome 3, ImageNet boxes 2, OpenImages 1. Without UniCL's
+    weights, which are not public in this form, it starts from nothing. Never run.
+    """
+    return PretrainJob(pretrain=large_training(b()))
+
+
+def b_stage2_pretrain() -> PretrainJob:
+    """Go on with GLIPv2-B for 500,000 steps without masked words, on human boxes alone.
+
+    ``python -m jobs.pretrain b-stage2 --init /abs/stage1/model/model --vocabulary /abs/clip --sources … --out /abs/d``
+    on 64 GPUs. Never run.
+    """
+    return PretrainJob(pretrain=without_masked_words(large_training(b()), 500_000))
+
+
+def h_pretrain() -> PretrainJob:
+    """Pre-train GLIPv2-H as the paper does: 64 GPUs, batch 64, a million steps; weights split among workers (FSDP2).
+
+    ``python -m jobs.pretrain h --vocabulary /abs/clip --sources /abs/a … --out /abs/dir``: as ``b``. Never run.
+    """
+    return PretrainJob(pretrain=replace(large_training(h()), strategy="fsdp2"))
+
+
+def t_spot_pretrain() -> PretrainJob:
+    """Pre-train GLIPv2-T on machines that may be taken away: as ``t``, with 8 to 32 workers as there are.
+
+    ``python -m jobs.pretrain t-spot --checkpoints s3://bucket/t …`` and the flags of ``t``. When workers are lost it
+    goes on with those that are left from the last checkpoint, 500 steps ago at most, and grows again. Never run.
+    """
+    start = paper_training()
     return PretrainJob(
-        pretrain=PretrainConfig(
-            model=t(),
-            ingest=IngestConfig(
-                batch_size=64, short_sides_px=(480, 560, 640, 720, 800), pack_negatives=True, mask_words=0.15
-            ),
-            optim=OptimConfig(lr=1e-4, text_lr=1e-5, weight_decay=1e-4, warmup_steps=2000, decay_at=(0.67, 0.89)),
-            losses=LossConfig(inter=1.0, mlm=1.0),
-            num_steps=330_000,
-            num_workers=32,
-            use_gpu=True,
-            loader_processes=4,
-            checkpoint_every=2500,
-            log_every=100,
+        pretrain=replace(
+            start,
+            min_workers=8,
+            checkpoint_every=500,
+            max_failures=1000,
         )
+    )
+
+
+def paper_training() -> PretrainConfig:
+    """Schedule of GLIPv2-T's first stage (appendix C), with GLIP's reference settings where the paper is silent."""
+    return PretrainConfig(
+        model=t(),
+        ingest=IngestConfig(
+            batch_size=64,
+            short_sides_px=(480, 560, 640, 720, 800),
+            pack_negatives=True,
+            mask_words=0.15,
+            order=OrderConfig(bucket_batches=16),
+        ),
+        optim=OptimConfig(
+            lr=1e-4, text_lr=1e-5, weight_decay=1e-4, warmup_steps=2000, decay_at=(0.67, 0.89), ema_decay=0.999
+        ),
+        losses=LossConfig(inter=1.0, mlm=1.0),
+        num_steps=330_000,
+        num_workers=32,
+        use_gpu=True,
+        bf16=True,
+        recompute=True,
+        loader_processes=4,
+        checkpoint_every=2500,
+        log_every=20,
+        max_failures=20,
+        check_hashes=False,
+    )
+
+
+def large_training(model: ModelConfig) -> PretrainConfig:
+    """Schedule of GLIPv2-B and H (appendix C), with GLIP-L's weight decay."""
+    start = paper_training()
+    optim = replace(start.optim, text_lr=1e-4, weight_decay=0.01, weight_decay_drops=True)
+    return replace(start, model=model, optim=optim, num_steps=1_000_000, num_workers=64)
+
+
+def without_masked_words(start: PretrainConfig, num_steps: int) -> PretrainConfig:
+    """Second stage: the same without L_mlm, for so many steps."""
+    ingest, losses = replace(start.ingest, mask_words=0.0), replace(start.losses, mlm=0.0)
+    return replace(start, ingest=ingest, losses=losses, num_steps=num_steps)
+
+
+def ablate_full() -> AblateConfig:
+    """Repeat the paper's ablations with three seeds on the full miniature world.
+
+    ``python -m jobs.ablate full --out /abs/dir``: two CPU cores, hours; ``--minutes 9`` does a piece at a time.
+    """
+    return AblateConfig(
+        world=full_size(),
+        download=DownloadConfig(image_size_px=128),
+        label=PseudoLabelConfig(source="web", num_teachers=1),
+        teacher=replace(nano_training(), num_workers=1),
+        student=replace(student_training(), num_workers=1, num_steps=900),
+    )
+
+
+def ablate_smoke() -> AblateConfig:
+    """Walk through the ablations in their smallest size: everything runs, nothing is learned.
+
+    ``python -m jobs.ablate smoke --out /abs/dir``: two CPU cores, some minutes.
+    """
+    whole = ablate_full()
+    return replace(
+        whole,
+        world=test_size(),
+        label=replace(whole.label, min_score=0.05),
+        teacher=replace(whole.teacher, num_steps=4),
+        student=replace(whole.student, num_steps=2),
+        seeds=(0,),
     )
 
 
@@ -298,14 +419,126 @@ def predict_gpu() -> PredictJob:
     return PredictJob(device="cuda", bf16=True)
 
 
+def coco_bbox_score() -> ScoreJob:
+    """Score boxes as COCO does: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
+
+    ``python -m jobs.score coco-bbox --truth /abs/instances.json --predictions /abs/results.json``: one CPU core, a
+    minute for the 5,000 images of val2017.
+    """
+    return ScoreJob(metric="coco-bbox")
+
+
+def coco_segm_score() -> ScoreJob:
+    """Score masks as COCO does.
+
+    ``python -m jobs.score coco-segm --truth /abs/instances.json --predictions /abs/results.json``: as ``coco-bbox``.
+    """
+    return ScoreJob(metric="coco-segm")
+
+
+def lvis_score() -> ScoreJob:
+    """Score as LVIS does, 300 detections per image: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300 and more.
+
+    ``python -m jobs.score lvis --truth /abs/lvis_v1_minival.json --predictions /abs/results.json``, ``--masks`` for
+    masks: one CPU core, minutes for minival.
+    """
+    return ScoreJob(metric="lvis")
+
+
+def lvis_fixed_score() -> ScoreJob:
+    """Score as LVIS does, but the best 10,000 detections of every category instead of 300 per image (fixed AP).
+
+    ``python -m jobs.score lvis-fixed --truth /abs/lvis_v1_minival.json --predictions /abs/results.json``: as ``lvis``.
+    """
+    return ScoreJob(metric="lvis-fixed")
+
+
+def flickr30k_any_score() -> ScoreJob:
+    """Score phrase grounding on Flickr30k Entities, any box of a phrase being right: R@1, R@5, R@10, and by type.
+
+    ``python -m jobs.score flickr30k-any --truth /abs/flickr30k_entities --predictions /abs/found.json``, the latter a
+    list of ``{image_id, sentence_id, boxes: [[[x1, y1, x2, y2], ...], ...]}`` with a ranked list of boxes for each
+    phrase that has boxes; ``--subset val`` for another list than ``test.txt``: one CPU core, seconds.
+    """
+    return ScoreJob(metric="flickr30k-any")
+
+
+def flickr30k_merged_score() -> ScoreJob:
+    """Score phrase grounding on Flickr30k Entities against the box around all boxes of a phrase.
+
+    ``python -m jobs.score flickr30k-merged --truth /abs/flickr30k_entities --predictions /abs/found.json``: as
+    ``flickr30k-any``.
+    """
+    return ScoreJob(metric="flickr30k-merged")
+
+
+def voc_score() -> ScoreJob:
+    """Score as Pascal VOC does: mAP and AP_<class> by the area, mAP07 and AP07_<class> by the eleven points of 2007.
+
+    ``python -m jobs.score voc --truth /abs/VOC2007 --predictions /abs/results``, a folder of ``comp4_det_*.txt``, or a
+    json list of ``{image_id, category, bbox [xmin, ymin, xmax - xmin, ymax - ymin], score}`` with names instead of
+    numbers: one CPU core, seconds.
+    """
+    return ScoreJob(metric="voc")
+
+
+def of_format(job: Callable[..., Job], name: str, blank: object, doc: str) -> Callable[[], Job]:
+    """Make the recipe of a format of human-labelled data: they differ in nothing but the flags of its source."""
+
+    def recipe() -> Job:
+        return job(format=name, data=blank)
+
+    recipe.__doc__ = doc
+    return recipe
+
+
 DEMOS = {"demo": demo, "smoke": smoke}
 CAPTIONS = {"photos": photos, "captions-gpu": captions_gpu}
 GUARDS = {"bytes": guard_directory, "alike": guard_alike}
 TRACES = {"shards": trace_shards}
 EXPORTS = {"chosen": export_chosen, "all": export_all}
-PRETRAININGS = {"nano": nano_pretrain, "nano-all": nano_all_pretrain, "t": t_pretrain}
+PRETRAININGS = {
+    "nano": nano_pretrain,
+    "nano-all": nano_all_pretrain,
+    "t": t_pretrain,
+    "t-stage2": t_stage2_pretrain,
+    "t-spot": t_spot_pretrain,
+    "b": b_pretrain,
+    "b-stage2": b_stage2_pretrain,
+    "h": h_pretrain,
+}
+ABLATIONS = {"full": ablate_full, "smoke": ablate_smoke}
 VOCABULARIES = {"nano": nano_vocabulary}
 EVALUATIONS = {"coco": nano_evaluate}
 SWEEPS = {"few-shot": few_shot, "odinw": odinw}
 CONVERSIONS = {"glip-t": convert_glip_t, "glip-t-a": convert_glip_t_a, "glip-l": convert_glip_l, "t": convert_t}
 PREDICTIONS = {"cpu": predict_cpu, "gpu": predict_gpu}
+SCORES = {
+    "coco-bbox": coco_bbox_score,
+    "coco-segm": coco_segm_score,
+    "lvis": lvis_score,
+    "lvis-fixed": lvis_fixed_score,
+    "flickr30k-any": flickr30k_any_score,
+    "flickr30k-merged": flickr30k_merged_score,
+    "voc": voc_score,
+}
+IMPORTS = {
+    name: of_format(
+        ImportJob,
+        name,
+        chosen.blank,
+        f"Import {chosen.title}.\n\n``python -m jobs.import_data {name} {formats.needed_flags(chosen.blank)} --out /abs/dir``; "
+        f"``--data.source`` and ``--data.split`` name the set: one CPU core, minutes per 10,000 images.",
+    )
+    for name, chosen in formats.FORMATS.items()
+}
+LINTS = {
+    name: of_format(
+        LintDataJob,
+        name,
+        linted.blank,
+        f"Look for mistakes in {linted.title}.\n\n``python -m jobs.lint_data {name} {formats.needed_flags(linted.blank)}``: "
+        f"one CPU core, minutes per 10,000 images, seconds with ``--no-open-images``.",
+    )
+    for name, linted in data_lint.LINTED.items()
+}

@@ -109,6 +109,12 @@ def measure(
     return average_precision(benchmark.annotations, list(found), list(found.values())), found
 
 
+def measure_folder(benchmark: Benchmark, device: str, folder: Path) -> dict[str, float]:
+    """Measure a model in training: ``val_ap`` and ``val_ap50``, in percent."""
+    ap, _ = measure(Predictor.load(folder, device), benchmark, EvaluateConfig().batch_size)
+    return {"val_ap": ap.ap, "val_ap50": ap.ap50}
+
+
 def category_names(categories: list[dict[str, Any]]) -> dict[int, str]:
     """Give the names of all categories by ascending id."""
     return {int(c["id"]): str(c["name"]) for c in sorted(categories, key=lambda c: c["id"])}

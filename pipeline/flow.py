@@ -6,22 +6,23 @@ one directory, and is skipped when that directory is already finished, so a kill
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from glipv2.checkpoint import weights_sha256
 from glipv2.text.tokenizer import make_vocabulary
 from pipeline import summary
 from pipeline.download import DownloadConfig, download
-from pipeline.evaluate import Benchmark, EvaluateConfig, evaluate
-from pipeline.ingest import SourceConfig
+from pipeline.evaluate import Benchmark, EvaluateConfig, evaluate, measure_folder
 from pipeline.miniature.config import MiniatureConfig
 from pipeline.miniature.grammar import vocabulary as miniature_words
 from pipeline.miniature.server import serve
 from pipeline.miniature.world import World, build_world
-from pipeline.paths import NOT_GIVEN, require
-from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, pretrain, read_record
+from pipeline.paths import NOT_GIVEN, require, require_places
+from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, pretrain, read_record
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
 from pipeline.report import ReportInputs, Score, Trial
+from pipeline.row_index import SourceConfig
 from pipeline.shards import Manifest, config_hash, file_sha256, write_atomically
 from pipeline.sources.coco import CocoSource, categories, read_coco
 from pipeline.sources.mdetr import read_mdetr
@@ -201,14 +202,20 @@ class PretrainJob:
 
     name: str = "model"
     """Name of the model."""
-    sources: tuple[Path, ...] = ()
-    """Finished directories of grounding shards, absolute."""
+    sources: tuple[str, ...] = ()
+    """Finished directories of grounding shards, absolute or ``s3://``."""
     copies: tuple[int, ...] = ()
     """How often each source occurs in an epoch, in the same order; empty means once each."""
+    shares: tuple[float, ...] = ()
+    """Part of each source's samples that is used at all, in the same order; empty means all of each."""
     vocabulary: Path = NOT_GIVEN
     """``vocab.txt`` of the tokenizer, or a folder with a CLIP tokenizer's files; absolute."""
     init: Path = NOT_GIVEN
     """Model folder to start from, absolute; without it training starts from nothing."""
+    val_annotations: Path = NOT_GIVEN
+    """COCO json that checkpoints are measured on, absolute; the best becomes the model, without it the last."""
+    val_images: Path = NOT_GIVEN
+    """Folder its file names are relative to, absolute."""
     out: Path = NOT_GIVEN
     """Folder for checkpoints and the model, absolute."""
     pretrain: PretrainConfig
@@ -216,18 +223,32 @@ class PretrainJob:
 
     def check(self) -> None:
         """Refuse a command line that lacks what no recipe can know."""
-        require(out=self.out, vocabulary=self.vocabulary, **{f"sources.{i}": p for i, p in enumerate(self.sources)})
+        require(out=self.out, vocabulary=self.vocabulary)
+        require_places(**{f"sources.{i}": place for i, place in enumerate(self.sources)})
+        if self.val_annotations != NOT_GIVEN or self.val_images != NOT_GIVEN:
+            require(val_annotations=self.val_annotations, val_images=self.val_images)
         if not self.sources:
             raise ValueError("--sources is missing; give finished directories of grounding shards")
-        if self.copies and len(self.copies) != len(self.sources):
-            raise ValueError(f"{len(self.sources)} --sources, but {len(self.copies)} --copies; give one for each")
+        for name, given in (("copies", self.copies), ("shares", self.shares)):
+            if given and len(given) != len(self.sources):
+                raise ValueError(f"{len(self.sources)} --sources, but {len(given)} --{name}; give one for each")
 
 
 def pretrain_alone(cfg: PretrainJob) -> Outcome:
     """Pre-train a model into ``<out>/<name>/model``."""
-    copies = cfg.copies or (1,) * len(cfg.sources)
-    sources = tuple(SourceConfig(path=path, copies=n) for path, n in zip(cfg.sources, copies, strict=True))
-    inputs = TrainingInputs(name=cfg.name, sources=sources, vocabulary=cfg.vocabulary, init=cfg.init)
+    copies, shares = cfg.copies or (1,) * len(cfg.sources), cfg.shares or (1.0,) * len(cfg.sources)
+    sources = tuple(
+        SourceConfig(path=Place.of(path), copies=n, share=share)
+        for path, n, share in zip(cfg.sources, copies, shares, strict=True)
+    )
+    validation = None
+    if cfg.val_annotations != NOT_GIVEN:
+        benchmark = Benchmark(name="validation", annotations=cfg.val_annotations, images=cfg.val_images)
+        measure = partial(measure_folder, benchmark, "cuda" if cfg.pretrain.use_gpu else "cpu")
+        validation = Validation(key=file_sha256(cfg.val_annotations), measure=measure)
+    inputs = TrainingInputs(
+        name=cfg.name, sources=sources, vocabulary=cfg.vocabulary, init=cfg.init, validation=validation
+    )
     with open_run(cfg.out, "pretrain", config_hash([asdict(cfg), inputs.hashes]), asdict(cfg)) as run:
         record = pretrain(cfg.pretrain, inputs, cfg.out / cfg.name, run)
         run.tags(model_tags(record, inputs))

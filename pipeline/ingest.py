@@ -1,21 +1,18 @@
 """From grounding shards to training batches, in an order that depends on nothing but the seed.
 
 Step ``k`` of a run always sees the same samples, prompts and flips, whatever the number of workers and however often
-the run was resumed: the order is a seeded permutation per epoch, and every random choice is seeded by (epoch, sample).
-Rows are held in memory as encoded images, so a worker needs the size of the shards in RAM.
+the run was resumed: `pipeline.mixture` orders the rows, and every random choice is seeded by (epoch, sample).
 """
 
-import hashlib
 import io
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import pyarrow.dataset as pads
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -28,29 +25,12 @@ from glipv2.text.prompts import MAX_LABELS, Budget, clean_name, sample_prompt
 from glipv2.text.sides import speaks_of_sides, swap_sides
 from glipv2.text.tokenizer import CharSpan, Tokenizer
 from pipeline import schema
-from pipeline.selection import SelectionConfig, select
-from pipeline.shards import open_rows, read_manifest
+from pipeline.mixture import Mixture, OrderConfig, Row, seeded
+from pipeline.row_index import SourceConfig, require_manifest
+from pipeline.selection import SelectionConfig
+from pipeline.storage import Place
 
 logger = logging.getLogger(__name__)
-
-PER_BOX = ("boxes", "tokens_positive", "phrase_index", "category_id")
-FEDERATED = ("neg_category_ids", "not_exhaustive_ids")
-COLUMNS = ("sample_id", "kind", "image", "text", "phrases", "entity", "score", "iscrowd", *PER_BOX, *FEDERATED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """One directory of grounding shards in the mixture."""
-
-    path: Path
-    """Finished directory, absolute."""
-    copies: int = 1
-    """How often each sample occurs in an epoch; 0 leaves the source out."""
-
-    def __post_init__(self) -> None:
-        """Check the count."""
-        if self.copies < 0:
-            raise ValueError(f"copies of {self.path} is {self.copies}; give 0 to leave it out, or a count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +39,11 @@ class IngestConfig:
 
     batch_size: int
     """Images per step over all workers together."""
+    accumulate: int = 1
+    """Parts a worker's share of a step is worked on in, one after the other: less memory for the same batch. Losses are
+    averaged over the parts, so they are not quite those of the whole (L_inter then sees fewer negatives)."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    """How samples follow each other."""
     short_sides_px: tuple[int, ...] = ()
     """Short sides an image is resized to, one drawn anew each time; none given, it is the model's ``min_size_px``."""
     flip: float = 0.5
@@ -86,6 +71,8 @@ class IngestConfig:
         """Check the numbers."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; give at least 1")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}; give at least 1")
         if self.max_labels < 1:
             raise ValueError(f"max_labels is {self.max_labels}; give at least 1")
         for name, value in (("flip", self.flip), ("mask_words", self.mask_words)):
@@ -93,9 +80,6 @@ class IngestConfig:
                 raise ValueError(f"{name} is {value}; give a probability between 0 and 1")
         if any(side < 1 for side in self.short_sides_px):
             raise ValueError(f"short_sides_px is {self.short_sides_px}; give pixels from 1 up, or none at all")
-
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +95,7 @@ class Vocabulary:
 
 
 class TrainingSet(Dataset[Batch]):
-    """The mixture, indexed by training step: item ``k`` is this worker's share of global batch ``k``."""
+    """The mixture, by parts of steps: where steps have one part, item ``k`` is a worker's share of step ``k``."""
 
     def __init__(
         self,
@@ -121,102 +105,64 @@ class TrainingSet(Dataset[Batch]):
         tokenizer: Tokenizer,
         worker: tuple[int, int] = (0, 1),
     ) -> None:
-        """Read the sources.
+        """Read what is to be known of the sources.
 
         Args:
             sources: the mixture.
             cfg: how rows become samples.
             model: sizes of images and prompts.
             tokenizer: of the model.
-            worker: rank and number of workers; the batch size must divide among them.
+            worker: rank and number of workers.
 
         Raises:
-            ValueError: a source is unfinished, nothing can be trained on, or the batch does not divide.
+            ValueError: a source is unfinished, nothing can be trained on, or the batch is too small.
         """
         self.rank, self.world = worker
-        if cfg.batch_size % self.world:
-            raise ValueError(
-                f"batch_size {cfg.batch_size} does not divide among {self.world} workers; choose a multiple"
-            )
+        check_division(cfg, self.world)
         self.cfg, self.model, self.tokenizer = cfg, model, tokenizer
-        self.samples: list[tuple[Row, Vocabulary]] = []
+        self.mixture = Mixture(sources, cfg.selection, cfg.order, cfg.seed)
+        self.vocabularies = []
         numbers: dict[str, int] = {}
         for source in sources:
             names = category_names(source.path)
             budget = Budget.of(names, tokenizer, cfg.max_labels, cfg.label_rule)
             ids = {key: numbers.setdefault(clean_name(name).lower(), len(numbers)) for key, name in names.items()}
-            vocabulary = Vocabulary(names=names, budget=budget, global_ids=ids)
-            # Which shard a row lies in is chance: a labelling that was killed and gone on with has other shards.
-            rows = sorted(read_trainable(source.path, cfg), key=_sample_id) if source.copies else []
-            self.samples += [(row, vocabulary) for row in rows] * source.copies
-        if not self.samples:
-            raise ValueError(f"no sample with a box in {[str(s.path) for s in sources]}; look at their manifests")
-        self.captions = sorted({row["text"] for row, _ in self.samples if row["kind"] == schema.CAPTION})
+            self.vocabularies.append(Vocabulary(names=names, budget=budget, global_ids=ids))
 
-    @property
-    def num_different(self) -> int:
-        """Samples of the mixture, copies not counted."""
-        return len({row["sample_id"] for row, _ in self.samples})
-
-    def __getitem__(self, step: int) -> Batch:
-        """Make this worker's part of global batch ``step``."""
-        first = step * self.cfg.batch_size + self.rank
-        positions = range(first, (step + 1) * self.cfg.batch_size, self.world)
-        samples = [self._sample(*divmod(position, len(self.samples))) for position in positions]
+    def __getitem__(self, item: int) -> Batch:
+        """Make this worker's share of part ``item % accumulate`` of step ``item // accumulate``."""
+        step, part = divmod(item, self.cfg.accumulate)
+        mine = self.mixture.batch(step, self.cfg.batch_size)[self.rank :: self.world][part :: self.cfg.accumulate]
+        samples = [self._sample(*place) for place in mine]
         return collate(samples, self.tokenizer, self.model.pad_multiple_px, self.cfg.mask_words)
 
-    def _sample(self, epoch: int, position: int) -> GroundingSample:
-        row, vocabulary = self.samples[self._order(epoch)[position]]
+    def _sample(self, epoch: int, source: int, number: int) -> GroundingSample:
+        row = self.mixture.read(source, number)
         rng = seeded(self.cfg.seed, epoch, row["sample_id"])
-        sample = make_sample(row, vocabulary, self.cfg, self.model, rng)
+        sample = make_sample(row, self.vocabularies[source], self.cfg, self.model, rng)
         if self.cfg.pack_negatives and row["kind"] == schema.CAPTION:
-            return _pack(sample, pack_captions(sample.text, self.captions, rng, self.tokenizer))
+            return _pack(sample, pack_captions(sample.text, self.mixture.captions, rng, self.tokenizer))
         return sample
 
-    def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_ordered_epoch", None) != epoch:
-            order = list(range(len(self.samples)))
-            seeded(self.cfg.seed, epoch, "order").shuffle(order)
-            self._ordered_epoch, self._ordered = epoch, order
-        return self._ordered
+
+def check_division(cfg: IngestConfig, num_workers: int) -> None:
+    """See to it that every worker has a sample in every part of a step; shares may differ by one.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    if cfg.batch_size < num_workers * cfg.accumulate:
+        parts = f" in {cfg.accumulate} parts" if cfg.accumulate > 1 else ""
+        raise ValueError(
+            f"batch_size {cfg.batch_size} is too small for {num_workers} workers{parts}; give "
+            f"{num_workers * cfg.accumulate} or more"
+        )
 
 
-def _sample_id(row: Row) -> str:
-    return str(row["sample_id"])
-
-
-def category_names(source: Path) -> dict[int, str]:
+def category_names(source: Path | Place) -> dict[int, str]:
     """Read a source's vocabulary from its manifest; empty for captions."""
-    manifest = read_manifest(source)
-    if manifest is None:
-        raise ValueError(f"{source} holds no finished shards (no manifest.json); finish the stage that writes it")
-    names = manifest.config.get("categories", {})
+    names = require_manifest(source).config.get("categories", {})
     return {int(key): str(name) for key, name in names.items()} if isinstance(names, dict) else {}
-
-
-def read_trainable(source: Path, cfg: IngestConfig) -> Iterator[Row]:
-    """Read the rows training can use: labelled, with at least one box that is not a crowd and is selected."""
-    condition = pads.field("status") == schema.LABELLED
-    for batch in open_rows(source).to_batches(columns=list(COLUMNS), filter=condition):
-        for row in batch.to_pylist():
-            if keep := _kept_boxes(row, cfg):
-                yield row | _reduced(row, keep)
-
-
-def _reduced(row: Row, keep: Sequence[int]) -> Row:
-    columns = {name: row[name] and [row[name][i] for i in keep] for name in PER_BOX}
-    if row["kind"] != schema.DETECTION:
-        return columns
-    # A crowd is full of objects without boxes.
-    crowded = {row["category_id"][i] for i, crowd in enumerate(row["iscrowd"] or ()) if crowd}
-    return columns | {"not_exhaustive_ids": sorted(crowded.union(row["not_exhaustive_ids"] or ()))}
-
-
-def _kept_boxes(row: Row, cfg: IngestConfig) -> list[int]:
-    if row["kind"] == schema.CAPTION:
-        return select(row["boxes"], row["score"], row["phrase_index"], cfg.selection)
-    crowd = row["iscrowd"] or [False] * len(row["boxes"])
-    return [i for i, flag in enumerate(crowd) if not flag]
 
 
 def make_sample(
@@ -319,9 +265,3 @@ def _pack(sample: GroundingSample, packed: PackedCaption) -> GroundingSample:
 
     moved = [shift(spans) for spans in sample.tokens_positive]
     return replace(sample, text=packed.text, tokens_positive=moved, unknown=shift(sample.unknown))
-
-
-def seeded(*seed: object) -> random.Random:
-    """Make a generator that is the same for the same values in every process, as Python's own ``hash`` is not."""
-    digest = hashlib.sha256(repr(seed).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))

@@ -8,33 +8,38 @@ beyond the steps after that checkpoint.
 import json
 import logging
 import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import ray
-import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
-from torch.utils.data import DataLoader
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    ValidationConfig,
+    ValidationTaskConfig,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from glipv2 import checkpoint
 from glipv2.config import ModelConfig
-from glipv2.losses.criterion import LOSSES, Criterion, LossConfig
-from glipv2.model.glipv2 import GLIPv2
-from glipv2.sample import Batch
-from glipv2.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
-from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, make_schedule, update
+from glipv2.losses.criterion import LOSSES, LossConfig
+from glipv2.optim import OptimConfig
+from glipv2.text.tokenizer import load_tokenizer, tokenizer_files
 from pipeline.board import follow
-from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet, seeded
+from pipeline.failure import RunError
+from pipeline.ingest import IngestConfig, check_division
 from pipeline.paths import NOT_GIVEN
 from pipeline.progress import Progress
-from pipeline.shards import config_hash, file_sha256, plain, read_manifest, write_atomically
+from pipeline.row_index import SourceConfig, check_sources, require_manifest
+from pipeline.shards import config_hash, file_sha256, plain, write_atomically
+from pipeline.storage import Place
 from pipeline.tracking import Run
+from pipeline.trainer import STATE, train_loop
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +47,15 @@ RECORD = "record.json"
 """Written last: its presence means the training is finished."""
 PLAN = "plan.json"
 """Written first: what this folder's training is, so that another one is not mixed into it."""
-STATE = "state.pt"
-HISTORY = ("loss", *LOSSES, "grad_norm", "lr", "images_per_s")
-"""Metrics of the training steps; of the losses only those that are switched on."""
+MACHINERY = frozenset(
+    {
+        *("num_workers", "min_workers", "strategy", "use_gpu", "threads_per_worker", "loader_processes", "recompute"),
+        *("checkpoint_every", "log_every", "max_failures", "max_skipped_steps", "keep_checkpoints", "check_hashes"),
+    }
+)
+"""Fields of `PretrainConfig` that may change when a training is gone on with."""
+AP = "val_ap"
+"""What a validation measures, and checkpoints are picked by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,23 @@ class PretrainConfig:
     """Optimiser steps."""
     num_workers: int = 2
     """Data-parallel processes."""
+    min_workers: int = 0
+    """Fewest workers to go on with when machines are lost; training grows to ``num_workers`` again when there is room.
+    The batch stays the same. 0 waits for all of them."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """``ddp`` holds the whole model in every worker, ``fsdp2`` splits weights, gradients and optimiser among them."""
+    bf16: bool = False
+    """Run the forward pass in bfloat16 where that is safe (autocast)."""
+    recompute: bool = False
+    """Compute activations twice instead of keeping them: about half the memory at a third more time."""
+    max_skipped_steps: int = 20
+    """Steps that may be skipped because loss or gradient is no finite number, before the run fails."""
+    keep_checkpoints: int = 2
+    """Last checkpoints kept, beside the best one where there is a validation."""
+    checkpoints: str = ""
+    """Where checkpoints go, absolute or ``s3://``; by default into the output folder. All nodes must reach it."""
+    check_hashes: bool = True
+    """Read every shard once and compare its hash before training, about a second per GB; else only its size."""
     use_gpu: bool = False
     """One GPU per worker; without it one CPU core per worker."""
     threads_per_worker: int = 1
@@ -91,13 +119,25 @@ class PretrainConfig:
                 f"ingest.short_sides_px is {self.ingest.short_sides_px}, but the model's max_size_px "
                 f"{self.model.max_size_px}; give short sides up to that"
             )
-        for name in ("num_steps", "num_workers", "checkpoint_every", "log_every", "threads_per_worker"):
+        positive = ("num_steps", "num_workers", "checkpoint_every", "log_every", "threads_per_worker")
+        for name in (*positive, "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.ingest.batch_size % self.num_workers:
-            raise ValueError(
-                f"batch_size {self.ingest.batch_size} does not divide among {self.num_workers} workers; give a multiple"
-            )
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}; give 0 to {self.num_workers} (num_workers)")
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps is {self.max_skipped_steps}; give 0 or more")
+        check_division(self.ingest, self.num_workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What checkpoints are measured by while training goes on."""
+
+    key: str
+    """Hash of what it measures on."""
+    measure: Callable[[Path], dict[str, float]]
+    """Gives a model folder's `AP`, and whatever else is to be logged; called in a task of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +153,9 @@ class TrainingInputs:
     init: Path = NOT_GIVEN
     """Model folder to start from, of the same size and vocabulary; without it training starts from nothing. Heads that
     only training uses may be lacking there: they start at random."""
+    validation: Validation | None = None
+    """Done with every checkpoint, beside the training; the checkpoint of the best AP becomes the model. Without it the
+    last one does."""
 
     @property
     def hashes(self) -> list[str]:
@@ -122,11 +165,11 @@ class TrainingInputs:
             ValueError: a source is unfinished, or there is no vocabulary.
         """
         found = [file_sha256(path) for path in tokenizer_files(self.vocabulary)]
-        for source in self.sources:
-            manifest = read_manifest(source.path)
-            if manifest is None:
-                raise ValueError(f"{source.path} holds no finished shards (no manifest.json); finish their stage first")
-            found.append(f"{manifest.content_hash} x {source.copies}")
+        found += [
+            f"{require_manifest(source.path).content_hash} x {source.copies} x {source.share}"
+            for source in self.sources
+        ]
+        found += [] if self.validation is None else [self.validation.key]
         return found if self.init == NOT_GIVEN else [*found, checkpoint.weights_sha256(self.init)]
 
 
@@ -177,30 +220,21 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
     Raises:
         ValueError: the folder belongs to another training, a source is unfinished, or ``init`` does not fit.
     """
-    plan = config_hash([asdict(cfg), inputs.name, inputs.hashes])
-    record = read_record(out)
-    if record is None and inputs.init != NOT_GIVEN:
-        checkpoint.check_start(inputs.init, cfg.model, load_tokenizer(inputs.vocabulary, cfg.model.max_tokens))
+    deciding = {name: value for name, value in asdict(cfg).items() if name not in MACHINERY}
+    plan = config_hash([deciding, inputs.name, inputs.hashes])
+    if (record := read_record(out)) is None:
+        _check_inputs(cfg, inputs)
     _claim(out, plan)
     if record is not None:
         return record
     with follow(Progress(inputs.name, unit="steps"), cfg.num_steps) as board:
-        trainer = TorchTrainer(
-            _train_loop,
-            train_loop_config={"cfg": cfg, "inputs": inputs, "run": run, "board": board},
-            scaling_config=ScalingConfig(num_workers=cfg.num_workers, use_gpu=cfg.use_gpu),
-            torch_config=TorchConfig(backend="nccl" if cfg.use_gpu else "gloo", timeout_s=600),
-            run_config=RunConfig(
-                name="train",
-                storage_path=str(out),
-                failure_config=FailureConfig(max_failures=cfg.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        result = trainer.fit()
+        result = _trainer(cfg, inputs, out, {"run": run, "board": board}).fit()
     if result.checkpoint is None:
-        raise RuntimeError(f"{inputs.name}: training ended without a checkpoint; see Ray's logs/train")
-    with result.checkpoint.as_directory() as folder:
+        raise RunError(f"{inputs.name}: training ended without a checkpoint; see Ray's logs/train")
+    chosen = result.checkpoint
+    if inputs.validation is not None and result.best_checkpoints:
+        chosen, _ = max(result.best_checkpoints, key=lambda found: float(found[1].get(AP, -1.0)))
+    with chosen.as_directory() as folder:
         shutil.copytree(folder, out / "model", dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE))
     done: dict[str, Any] = result.metrics or {}
     record = TrainingRecord(
@@ -219,6 +253,57 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
     return record
 
 
+def _check_inputs(cfg: PretrainConfig, inputs: TrainingInputs) -> None:
+    """Find out what is wrong before any worker starts."""
+    check_sources(inputs.sources, check_hashes=cfg.check_hashes)
+    tokenizer = load_tokenizer(inputs.vocabulary, cfg.model.max_tokens)
+    if tokenizer.vocab_size > cfg.model.vocab_size:
+        raise ValueError(
+            f"{inputs.vocabulary} has {tokenizer.vocab_size} entries, more than the {cfg.model.vocab_size} of the "
+            "model's vocab_size; take the vocabulary the recipe is meant for, or raise vocab_size"
+        )
+    if inputs.init != NOT_GIVEN:
+        checkpoint.check_start(inputs.init, cfg.model, tokenizer)
+
+
+def _trainer(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, handles: dict[str, Any]) -> TorchTrainer:
+    place = Place.of(cfg.checkpoints or out)
+    workers = (cfg.min_workers, cfg.num_workers) if 0 < cfg.min_workers < cfg.num_workers else cfg.num_workers
+    validation = None
+    if inputs.validation is not None:
+        validation = ValidationConfig(
+            fn=_validate,
+            task_config=ValidationTaskConfig(fn_kwargs={"measure": inputs.validation.measure, "run": handles["run"]}),
+            ray_remote_kwargs={"num_gpus": 1 if cfg.use_gpu else 0, "num_cpus": 1},
+        )
+    # Ray exports the types of its older trainer, which knew neither validation nor a range of workers.
+    return TorchTrainer(  # type: ignore[call-arg]
+        train_loop,
+        train_loop_config={"cfg": cfg, "inputs": inputs, "validates": validation is not None, **handles},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=cfg.use_gpu),  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend="nccl" if cfg.use_gpu else "gloo", timeout_s=600),
+        run_config=RunConfig(
+            name="train" if place == Place.of(out) else f"train-{config_hash(str(out))}",
+            storage_path=place.path,
+            storage_filesystem=place.filesystem,
+            failure_config=FailureConfig(max_failures=cfg.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=cfg.keep_checkpoints, checkpoint_score_attribute=AP if validation else None
+            ),
+        ),
+        validation_config=validation,
+    )
+
+
+def _validate(checkpoint: Checkpoint, **given: Any) -> dict[str, Any]:
+    """Measure a checkpoint, in a task of its own: what is slow here keeps no training worker waiting."""
+    with checkpoint.as_directory() as folder:
+        step = int(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)["step"])
+        found: dict[str, float] = given["measure"](Path(folder))
+    given["run"].metrics(found, step)
+    return found
+
+
 def _claim(out: Path, plan: str) -> None:
     """Refuse a folder that holds another training: Ray Train would resume from its checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
@@ -229,84 +314,3 @@ def _claim(out: Path, plan: str) -> None:
             "output directory, or delete that one"
         )
     write_atomically(path, json.dumps({"hash": plan}))
-
-
-def _train_loop(loop: dict[str, Any]) -> None:
-    """Train on one worker."""
-    cfg: PretrainConfig = loop["cfg"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(cfg.threads_per_worker)
-    torch.manual_seed(cfg.seed)
-    device = get_device()
-    inputs: TrainingInputs = loop["inputs"]
-    tokenizer = load_tokenizer(inputs.vocabulary, cfg.model.max_tokens)
-    size = replace(cfg.model, vocab_size=tokenizer.vocab_size)
-    data = TrainingSet(inputs.sources, cfg.ingest, size, tokenizer, (rank, world))
-    model = GLIPv2(size).to(device)
-    if inputs.init != NOT_GIVEN:
-        checkpoint.start(model, inputs.init)
-    criterion = Criterion(size, cfg.losses)
-    if frozen := freeze_untaught(model, criterion):
-        logger.info("no loss reaches %d parameters, which are frozen: %s", len(frozen), ", ".join(frozen))
-    optimizer = make_optimizer(model, cfg.optim)
-    schedule = make_schedule(optimizer, cfg.optim, cfg.num_steps)
-    step, before = _resume(model, optimizer, schedule)
-    parallel = prepare_model(model) if world > 1 else model
-    model.train()
-    started = time.perf_counter() - before
-    for batch in _batches(data, step, cfg):
-        torch.manual_seed(seeded(cfg.seed, rank, step).getrandbits(63))
-        values = backward(parallel, criterion, batch.to(device))
-        values["grad_norm"] = update(model.parameters(), optimizer, cfg.optim.clip_norm)
-        values["lr"] = float(schedule.get_last_lr()[0])
-        schedule.step()
-        step += 1
-        seconds = time.perf_counter() - started
-        values["images_per_s"] = step * cfg.ingest.batch_size / seconds
-        last = step == cfg.num_steps
-        if rank == 0 and (step % cfg.log_every == 0 or last):
-            loop["board"].post.remote(step, f"loss {values['loss']:.3f}")
-            loop["run"].metrics(values, step)
-        if step % cfg.checkpoint_every == 0 or last:
-            metrics = {**values, "step": step, "seconds": seconds, "train_images": data.num_different}
-            state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "seconds": seconds}
-            _report(metrics, {**state, "step": step}, (model, tokenizer) if rank == 0 else None)
-
-
-def _batches(data: TrainingSet, start: int, cfg: PretrainConfig) -> Iterator[Batch]:
-    loader = DataLoader(
-        data,
-        batch_size=None,
-        sampler=range(start, cfg.num_steps),
-        num_workers=cfg.loader_processes,
-        pin_memory=cfg.use_gpu,
-    )
-    yield from loader
-
-
-def _resume(
-    model: GLIPv2, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
-) -> tuple[int, float]:
-    """Load the last checkpoint, if there is one, and return its step and the seconds spent until then."""
-    last = ray.train.get_checkpoint()
-    if last is None:
-        return 0, 0.0
-    with last.as_directory() as folder:
-        trained, _ = checkpoint.load(Path(folder))
-        model.load_state_dict(trained.state_dict())
-        state = torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["step"]), float(state["seconds"])
-
-
-def _report(metrics: dict[str, float], state: dict[str, Any], saved: tuple[GLIPv2, Tokenizer] | None) -> None:
-    """Report to Ray Train, which is a barrier: every rank takes part, rank 0 brings the checkpoint."""
-    if saved is None:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(*saved, Path(folder))
-        torch.save(state, Path(folder) / STATE)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

@@ -16,7 +16,7 @@ import json
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE = "success", "failed_to_download", "failed_to_resize"
 """Top-level download statuses; img2dataset's own words, known to its users."""
@@ -89,6 +89,8 @@ GROUNDING = pa.schema(
         pa.field("category", pa.list_(pa.string())),  # per box, its name; "" otherwise
         pa.field("score", pa.list_(pa.float32())),  # per box; 1.0 for human labels
         pa.field("iscrowd", pa.list_(pa.bool_())),
+        # Per box its polygons, each x1, y1, x2, y2, … in px of the stored image; none for a box without a mask.
+        pa.field("segmentation", pa.list_(pa.list_(pa.list_(pa.float32())))),
         pa.field("neg_category_ids", pa.list_(pa.int32())),  # federated sets: verified absent (LVIS, OpenImages)
         pa.field("not_exhaustive_ids", pa.list_(pa.int32())),  # federated sets: present, not fully boxed
         pa.field("status", pa.string(), nullable=False),  # LABELLED | REJECTED

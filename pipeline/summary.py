@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 from glipv2.inference.predictor import Prediction, Predictor
 from pipeline import schema
 from pipeline.evaluate import Benchmark, category_names, open_image, read_annotations
-from pipeline.pretrain import HISTORY, TrainingRecord
+from pipeline.pretrain import TrainingRecord
 from pipeline.quality import measure_labels
 from pipeline.report import (
     LabelQuality,
@@ -33,6 +33,7 @@ from pipeline.selection import SelectionConfig, select
 from pipeline.shards import MANIFEST_NAME, Manifest, open_rows, plain
 from pipeline.storage import Place
 from pipeline.tracking import Run, git_commit
+from pipeline.trainer import HISTORY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import pytest
 
 from jobs.recipes import smoke
 from pipeline.flow import TEACHER
-from pipeline.ingest import SourceConfig
 from pipeline.pretrain import TrainingInputs, pretrain, read_record
+from pipeline.row_index import SourceConfig
 from pipeline.shards import read_manifest
 from pipeline.sweep import read_trials
 from pipeline.tracking import open_run

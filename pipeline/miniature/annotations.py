@@ -46,13 +46,13 @@ def detection_json(
     }
 
 
-def grounding_json(files: Sequence[tuple[str, Picture]], seed: str) -> Json:
+def grounding_json(files: Sequence[tuple[str, Picture]], seed: str, generic_share: float = 0.0) -> Json:
     """Write MDETR's json: one image record per caption; every fifth picture has a second caption."""
     images: list[Json] = []
     annotations: list[Json] = []
     for number, (name, picture) in enumerate(files):
         for repeat in range(2 if number % 5 == 4 else 1):
-            caption = gold_caption(Random(f"{seed}/{number}/{repeat}"), picture.things)
+            caption = gold_caption(Random(f"{seed}/{number}/{repeat}"), picture.things, generic_share)
             image_id = len(images) + 1
             images.append(
                 {

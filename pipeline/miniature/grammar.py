@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 BASE_NOUNS = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "arrow", "moon", "mushroom")
 """Nouns that have boxes in the training sets."""
 NOVEL_NOUNS = ("heart", "drop", "flower", "house", "bolt", "fish")
 """Nouns that occur in web captions and tests only, neither drawn nor written anywhere else."""
+GENERIC_NOUNS = ("shape", "thing", "object")
+"""Words for any noun; only captions of the human-labelled mix can hold them, and only if the world is told so."""
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "", "big")
@@ -95,13 +98,27 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
-def vocabulary() -> list[str]:
-    """List every lower-case word a caption or category name can hold, sorted."""
-    nouns = BASE_NOUNS + NOVEL_NOUNS
+def names_novel(text: str) -> bool:
+    """Tell whether a phrase or the name of a category says a novel noun, in the singular or the plural."""
+    novel = {*NOVEL_NOUNS, *map(plural, NOVEL_NOUNS)}
+    return not novel.isdisjoint(_words(text))
+
+
+def vocabulary(*, generic: bool = False) -> list[str]:
+    """List every lower-case word a caption or category name can hold, sorted.
+
+    Args:
+        generic: whether captions may hold `GENERIC_NOUNS`.
+    """
+    nouns = BASE_NOUNS + NOVEL_NOUNS + (GENERIC_NOUNS if generic else ())
     relations = [words for words, _ in _RELATIONS]
     texts = [*nouns, *map(plural, nouns), *COLOURS, *TEXTURES, *SIZES, *NUMBERS, *CATEGORY_WORDS, *SILENT_CAPTIONS]
     texts += [*WEB_FRAMES, *QUOTED_FRAMES, *QUESTION_FRAMES, *relations, "an", "and", "with", "the"]
-    return sorted({word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower())})
+    return sorted({word for text in texts for word in _words(text)})
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.lower())
 
 
 def web_caption(rng: Random, things: Sequence[Thing], frames: Sequence[str] = WEB_FRAMES) -> Caption:
@@ -113,22 +130,30 @@ def web_caption(rng: Random, things: Sequence[Thing], frames: Sequence[str] = WE
     return _assemble([before, *sentence, after], case)
 
 
-def gold_caption(rng: Random, things: Sequence[Thing]) -> Caption:
+def plain_caption(rng: Random, things: Sequence[Thing]) -> Caption:
+    """Write a sentence about one to three looks of a picture and nothing around it."""
+    groups = _groups(rng, things)
+    return _assemble(_sentence(rng, things, groups[: rng.randint(1, 3)]), _capitalised)
+
+
+def gold_caption(rng: Random, things: Sequence[Thing], generic_share: float = 0.0) -> Caption:
     """Write a caption as in the human-labelled mix: a sentence, a question, or several expressions packed into one.
 
-    A packed caption may name an object twice, so that it has several spans.
+    A packed caption may name an object twice, so that it has several spans. ``generic_share`` is the probability that a
+    phrase says a generic noun where its other words are enough.
     """
+    say = partial(_sentence, rng, things, generic_share=generic_share)
     groups = _groups(rng, things)
     kind = rng.random()
     if kind < 0.4:
-        return _assemble(_sentence(rng, things, groups))
+        return _assemble(say(groups))
     if kind < 0.55:
         before, after = rng.choice(QUESTION_FRAMES).split("{}")
-        return _assemble([before, *_sentence(rng, things, groups[:2]), after])
+        return _assemble([before, *say(groups[:2]), after])
     separator = rng.choice(SEPARATORS)
-    expressions = [_sentence(rng, things, [group]) for group in groups]
+    expressions = [say([group]) for group in groups]
     if len(groups) > 1:
-        expressions.append(_sentence(rng, things, rng.sample(groups, 2), definite=True))
+        expressions.append(say(rng.sample(groups, 2), definite=True))
     pieces: list[Piece] = []
     for expression in expressions:
         pieces += [separator, *expression] if pieces else expression
@@ -146,10 +171,16 @@ def _groups(rng: Random, things: Sequence[Thing]) -> list[tuple[int, ...]]:
 
 
 def _sentence(
-    rng: Random, things: Sequence[Thing], groups: Sequence[tuple[int, ...]], *, definite: bool = False
+    rng: Random,
+    things: Sequence[Thing],
+    groups: Sequence[tuple[int, ...]],
+    *,
+    definite: bool = False,
+    generic_share: float = 0.0,
 ) -> list[Piece]:
     """Join the phrases of some groups: by a true relation where two are left, else by commas and "and"."""
-    phrases: list[Piece] = [(_describe(rng, things, group, definite=definite), group) for group in groups]
+    say = partial(_describe, rng, things, definite=definite, generic_share=generic_share)
+    phrases: list[Piece] = [(say(group), group) for group in groups]
     if len(phrases) == 1:
         return phrases
     relation = _relation(rng, things, groups[-2], groups[-1])
@@ -159,26 +190,34 @@ def _sentence(
     return [*pieces, phrases[-2], f" {relation} ", phrases[-1]]
 
 
-def _describe(rng: Random, things: Sequence[Thing], group: tuple[int, ...], *, definite: bool) -> str:
+def _describe(
+    rng: Random, things: Sequence[Thing], group: tuple[int, ...], *, definite: bool, generic_share: float
+) -> str:
     """Say a phrase that fits the group and nothing else in the picture."""
     look = things[group[0]].look
     novel = look.noun in NOVEL_NOUNS
     says_colour = rng.random() < (0.92 if novel else 0.8)
     says_texture = rng.random() < (0.1 if look.texture == "plain" else 0.8)
     says_size = rng.random() < 0.35 and look.size != ""  # what is not said tells nothing apart
+    noun = rng.choice(GENERIC_NOUNS) if generic_share and rng.random() < generic_share else look.noun
 
     def fits(other: Look) -> bool:
         return (
-            other.noun == look.noun
+            (noun != look.noun or other.noun == look.noun)
             and (not says_colour or other.colour == look.colour)
             and (not says_texture or other.texture == look.texture)
             and (not says_size or other.size == look.size)
         )
 
-    if sum(fits(thing.look) for thing in things) > len(group):
+    def num_meant() -> int:
+        return sum(fits(thing.look) for thing in things)
+
+    if num_meant() > len(group):
         says_colour = says_texture = True
-    noun = look.noun if len(group) == 1 else plural(look.noun)
-    said = ((look.size, says_size), (look.texture, says_texture), (look.colour, says_colour), (noun, True))
+    if num_meant() > len(group):
+        noun = look.noun
+    name = noun if len(group) == 1 else plural(noun)
+    said = ((look.size, says_size), (look.texture, says_texture), (look.colour, says_colour), (name, True))
     words = " ".join(word for word, says in said if word and says)
     article = "the" if definite else NUMBERS[len(group)]
     if article == "a" and words[0] in "aeiou":

@@ -10,6 +10,8 @@
        web/root/                                     what `server.serve` serves
        novel_test/novel_test.json                    COCO json, base and novel nouns; pictures in images/
        odinw/<Set>/{train,valid,test}/               COCO json and pictures in one folder, as in ODinW
+       lvis/lvis_v1_val.json                         LVIS v1 json, base and novel nouns; pictures in val2017/
+       flickr30k/                                    Flickr30k Entities' layout, see `flickr30k`
 ```
 """
 
@@ -23,9 +25,11 @@ from itertools import product
 from pathlib import Path
 
 from pipeline import shards
+from pipeline.miniature import lvis
 from pipeline.miniature.annotations import Json, detection_json, grounding_json
 from pipeline.miniature.config import MiniatureConfig
 from pipeline.miniature.draw import Picture, Style
+from pipeline.miniature.flickr30k import write_flickr30k
 from pipeline.miniature.grammar import BASE_NOUNS, NOVEL_NOUNS
 from pipeline.miniature.hazards import FOLDER, HAZARDS
 from pipeline.miniature.odinw import ANNOTATION_FILE, ODINW_SETS, SPLITS, OdinwSet
@@ -35,8 +39,8 @@ from pipeline.miniature.web import WebRow, list_web
 logger = logging.getLogger(__name__)
 
 WORLD_NAME = "world.json"
-WORLD_VERSION = 2
-"""Raised when the same configuration gives other pictures or captions."""
+WORLD_VERSION = 3
+"""Raised when the same configuration gives other pictures, captions or sets."""
 HOST = "127.0.0.1"
 _WORTH_A_PROCESS = 400
 """Pictures that justify one more process, which takes a second to start."""
@@ -47,9 +51,9 @@ class Annotated:
     """Pictures and what is known about them."""
 
     annotations: Path
-    """A json file."""
+    """A json file, or the folder of several files."""
     images: Path
-    """The folder its file names are relative to."""
+    """The folder that names of pictures are relative to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,18 @@ class World:
     def odinw(self) -> Path:
         """Folder of the ODinW sets, one folder each."""
         return self.root / "odinw"
+
+    @property
+    def lvis(self) -> Annotated:
+        """Validation set of 512 names, LVIS v1 json; its pictures lie where the end of ``coco_url`` says."""
+        folder = self.root / "lvis"
+        return Annotated(annotations=folder / "lvis_v1_val.json", images=folder)
+
+    @property
+    def flickr30k(self) -> Annotated:
+        """Test set in the layout of Flickr30k Entities, its list in ``test.txt``; the types are base and novel."""
+        folder = self.root / "flickr30k"
+        return Annotated(annotations=folder, images=folder / "images")
 
     @property
     def web_pairs(self) -> Path:
@@ -194,19 +210,37 @@ def list_parts(world: World) -> list[Part]:
         Part(
             name="novel_test", folder=world.novel_test.images, count=config.num_novel_test, styles=(novel, everything)
         ),
+        Part(
+            name="lvis",
+            folder=world.lvis.images / lvis.FOLDER,
+            count=config.num_lvis,
+            styles=(lvis.STYLE,),
+            kinds=(FileKind(name="{index:012d}.jpg"),),
+        ),
+        Part(
+            name="flickr30k",
+            folder=world.flickr30k.images,
+            count=config.num_flickr30k,
+            styles=(novel, everything),
+            kinds=(FileKind(name="1{index:09d}.jpg"),),
+        ),
     ]
+    return parts + _odinw_parts(world)
+
+
+def _odinw_parts(world: World) -> list[Part]:
+    config = world.config
     counts = dict(zip(SPLITS, (config.num_odinw_train, config.num_odinw_valid, config.num_odinw_test), strict=True))
-    for odinw_set, split in product(ODINW_SETS, SPLITS):
-        parts.append(
-            Part(
-                name=_part_name(odinw_set, split),
-                folder=world.odinw / odinw_set.name / split,
-                count=min(counts[split], odinw_set.max_train) if split == "train" else counts[split],
-                styles=(odinw_set.style,),
-                kinds=(FileKind(name=f"{odinw_set.name}-{{index}}.jpg"),),
-            )
+    return [
+        Part(
+            name=_part_name(odinw_set, split),
+            folder=world.odinw / odinw_set.name / split,
+            count=min(counts[split], odinw_set.max_train) if split == "train" else counts[split],
+            styles=(odinw_set.style,),
+            kinds=(FileKind(name=f"{odinw_set.name}-{{index}}.jpg"),),
         )
-    return parts
+        for odinw_set, split in product(ODINW_SETS, SPLITS)
+    ]
 
 
 def _part_name(odinw_set: OdinwSet, split: str) -> str:
@@ -217,10 +251,14 @@ def _annotate(world: World, drawn: Drawn) -> None:
     seed = world.config.seed
     for split, place in (("train", world.objects365_train), ("val", world.objects365_val)):
         _write_json(place.annotations, _plain_json(drawn[f"objects365_{split}"], BASE_NOUNS, "miniature Objects365"))
-    _write_json(world.gold.annotations, grounding_json(drawn["gold"], f"{seed}/gold_caption"))
+    _write_json(
+        world.gold.annotations, grounding_json(drawn["gold"], f"{seed}/gold_caption", world.config.generic_share)
+    )
     _write_json(
         world.novel_test.annotations, _plain_json(drawn["novel_test"], BASE_NOUNS + NOVEL_NOUNS, "base and novel nouns")
     )
+    _write_json(world.lvis.annotations, lvis.lvis_json(drawn["lvis"], f"{seed}/lvis"))
+    write_flickr30k(world.flickr30k.annotations, drawn["flickr30k"], f"{seed}/flickr30k")
     for odinw_set, split in product(ODINW_SETS, SPLITS):
         document = detection_json(
             drawn[_part_name(odinw_set, split)],

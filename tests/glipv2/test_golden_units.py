@@ -35,10 +35,10 @@ from glipv2.model.deform import gathered_deform_conv
 from glipv2.model.dyhead import DynamicConv, ModulatedBranch
 from glipv2.model.fusion import Fusion
 from glipv2.model.language import TextLayer
+from glipv2.optim import OptimConfig, make_schedule
 from glipv2.text.positive_map import positive_map, tokens_of_span
 from glipv2.text.prompts import Prompt, Wording, build_prompt
 from glipv2.text.tokenizer import WordPiece
-from glipv2.train import OptimConfig, make_schedule
 
 pytestmark = pytest.mark.parity
 Arrays = dict[str, Tensor]

@@ -20,9 +20,10 @@ from glipv2.inference.predictor import Prediction, Predictor
 from glipv2.losses.criterion import LOSSES, Criterion, LossConfig
 from glipv2.model.dyhead import ModulatedBranch
 from glipv2.model.glipv2 import GLIPv2
+from glipv2.optim import OptimConfig, make_optimizer
 from glipv2.sample import GroundingSample, collate
 from glipv2.text.tokenizer import WordPiece
-from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, update
+from glipv2.train import backward, freeze_untaught, update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 GPU = torch.device("cuda")

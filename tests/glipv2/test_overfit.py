@@ -11,10 +11,11 @@ from glipv2.evaluation.coco import average_precision
 from glipv2.inference.predictor import Predictor
 from glipv2.losses.criterion import Criterion
 from glipv2.model.glipv2 import GLIPv2
+from glipv2.optim import OptimConfig, make_optimizer, make_schedule
 from glipv2.sample import GroundingSample, collate
 from glipv2.text.prompts import Prompt
 from glipv2.text.tokenizer import WordPiece
-from glipv2.train import OptimConfig, backward, make_optimizer, make_schedule, update
+from glipv2.train import backward, update
 
 OPTIM = OptimConfig(lr=2e-3, text_lr=2e-3, warmup_steps=10)
 STEPS = 160

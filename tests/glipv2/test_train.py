@@ -1,5 +1,6 @@
 """The optimiser and one step."""
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from glipv2.config import ModelConfig
 from glipv2.losses.criterion import Criterion, LossConfig
 from glipv2.model.glipv2 import GLIPv2
+from glipv2.optim import OptimConfig, make_optimizer, make_schedule
 from glipv2.sample import Batch, GroundingSample, collate
 from glipv2.text.tokenizer import WordPiece
-from glipv2.train import OptimConfig, backward, freeze_untaught, make_optimizer, make_schedule, update
+from glipv2.train import backward, freeze_untaught, recompute_activations, update
 
 
 def test_text_encoder_and_norms_have_rules_of_their_own(model: GLIPv2) -> None:
@@ -113,3 +115,68 @@ def test_a_loader_pins_batches(samples: list[GroundingSample], tokenizer: WordPi
 def test_drops_outside_the_run_are_refused(decay_at: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="give fractions"):
         OptimConfig(decay_at=decay_at)
+
+
+def gradients(model: GLIPv2) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def test_recomputing_gives_the_same_gradients(
+    tiny: ModelConfig, tokenizer: WordPiece, samples: list[GroundingSample]
+) -> None:
+    model = GLIPv2(replace(tiny, text_dropout=0.3, swin_drop_path=0.3)).train()
+    batch, criterion = collate(samples[:2], tokenizer, 32), Criterion(tiny)
+    found = []
+    for way in (lambda _: None, recompute_activations):
+        way(model)
+        torch.manual_seed(1)
+        backward(model, criterion, batch)
+        found.append(gradients(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
+def test_a_loss_that_is_no_number_moves_nothing(
+    model: GLIPv2, tokenizer: WordPiece, samples: list[GroundingSample]
+) -> None:
+    with torch.no_grad():
+        model.head.bias.fill_(torch.nan)
+    values = backward(model, Criterion(model.cfg), collate(samples[:1], tokenizer, 32))
+    assert math.isnan(values["loss"])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_gradient_that_is_no_number_is_thrown_away() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, torch.inf])
+    assert not math.isfinite(update([weight], torch.optim.SGD([weight], lr=1.0), clip_norm=1.0))
+    assert weight.tolist() == [1, 1]
+    assert weight.grad is None
+
+
+def test_the_gradients_of_a_steps_parts_are_their_mean(
+    model: GLIPv2, tokenizer: WordPiece, samples: list[GroundingSample]
+) -> None:
+    model.eval()
+    parts, criterion = [collate([sample], tokenizer, 32) for sample in samples[:2]], Criterion(model.cfg)
+    apart = []
+    for part in parts:
+        backward(model, criterion, part)
+        apart.append(gradients(model))
+    for part in parts:
+        backward(model, criterion, part, share=0.5)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, (apart[0][name] + apart[1][name]) / 2)
+
+
+def test_a_step_in_bfloat16_comes_near_the_exact_one(
+    model: GLIPv2, tokenizer: WordPiece, samples: list[GroundingSample]
+) -> None:
+    model.eval()
+    batch, criterion = collate(samples[:2], tokenizer, 32), Criterion(model.cfg)
+    exact, rough = (backward(model, criterion, batch, bf16=bf16)["loss"] for bf16 in (False, True))
+    assert exact != rough
+    assert rough == pytest.approx(exact, rel=0.02)

@@ -12,7 +12,11 @@ from glipv2.text.tokenizer import WordPiece, make_vocabulary
 from jobs import cli, recipes
 from pipeline.flow import DemoConfig, PretrainJob
 
-TABLES = [name for name, value in vars(recipes).items() if name.isupper() and isinstance(value, dict)]
+TABLES = [
+    name
+    for name, value in vars(recipes).items()
+    if name.isupper() and isinstance(value, dict) and all(map(callable, value.values()))
+]
 ALL = {f"{table}:{name}": recipe for table in TABLES for name, recipe in getattr(recipes, table).items()}
 
 

@@ -13,7 +13,9 @@ from glipv2.sample import NOT_PREDICTED, collate
 from glipv2.text.prompts import Budget
 from glipv2.text.tokenizer import WordPiece, make_vocabulary
 from pipeline import schema
-from pipeline.ingest import IngestConfig, SourceConfig, TrainingSet, Vocabulary, make_sample, read_trainable
+from pipeline.ingest import IngestConfig, TrainingSet, Vocabulary, make_sample
+from pipeline.mixture import Mixture
+from pipeline.row_index import SourceConfig
 from pipeline.sources.store import store_source
 
 TOKENIZER = WordPiece(make_vocabulary(["a", "red", "ring", "left", "of", "blue", "star", "moon"]), 64)
@@ -108,8 +110,8 @@ def test_copies_repeat_a_source_and_zero_leaves_it_out(boxes: SourceConfig, tmp_
     captions = store(tmp_path / "captions", [caption()])
     cfg = IngestConfig(batch_size=1)
     tripled = TrainingSet([boxes, replace(captions, copies=3)], cfg, MODEL, TOKENIZER)
-    assert (len(tripled.samples), tripled.num_different) == (13, 11)
-    assert len(TrainingSet([boxes, replace(captions, copies=0)], cfg, MODEL, TOKENIZER).samples) == 10
+    assert (len(tripled.mixture), tripled.mixture.num_different) == (13, 11)
+    assert len(TrainingSet([boxes, replace(captions, copies=0)], cfg, MODEL, TOKENIZER).mixture) == 10
 
 
 def test_rejected_crowded_and_unboxed_rows_are_not_trained_on(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_rejected_crowded_and_unboxed_rows_are_not_trained_on(tmp_path: Path) ->
         detection(3, boxes=[], category_id=[], score=[], iscrowd=[]),
     ]
     data = TrainingSet([store(tmp_path / "mixed", rows)], IngestConfig(batch_size=1), MODEL, TOKENIZER)
-    assert [row["sample_id"] for row, _ in data.samples] == ["boxes/train/0"]
+    assert [row["sample_id"] for _, row in data.mixture] == ["boxes/train/0"]
 
 
 def test_words_of_a_phrase_without_a_box_are_left_out_of_the_loss(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_a_category_not_fully_boxed_keeps_its_boxes_and_leaves_the_loss() -> Non
 def test_a_category_seen_only_as_a_crowd_is_not_taught_as_absent(tmp_path: Path) -> None:
     row = detection(0, boxes=[[2.0, 2.0, 9.0, 9.0]] * 2, category_id=[1, 2], score=[1.0] * 2, iscrowd=[False, True])
     cfg = IngestConfig(batch_size=1)
-    (read,) = read_trainable(store(tmp_path / "crowd", [row]).path, cfg)
+    ((_, read),) = Mixture([store(tmp_path / "crowd", [row])], cfg.selection, cfg.order, 0)
     for seed in range(20):
         assert make_sample(read, WORDS, cfg, MODEL, random.Random(seed)).category_spans.keys() == {1, 3}
 
@@ -231,8 +233,8 @@ def test_names_of_a_source_that_are_said_alike_share_a_category_and_keep_their_s
     names = {1: "ring_(jewel)", 2: "star", 3: "ring"}
     rows = [detection(0, boxes=[[2.0, 2.0, 9.0, 9.0]] * 2, category_id=[1, 3], score=[1.0] * 2, iscrowd=[False] * 2)]
     data = TrainingSet([store(tmp_path / "a", rows, names)], IngestConfig(batch_size=1), MODEL, TOKENIZER)
-    row, vocabulary = data.samples[0]
-    sample = make_sample(row, vocabulary, data.cfg, MODEL, random.Random(0))
+    ((source, row),) = data.mixture
+    sample = make_sample(row, data.vocabularies[source], data.cfg, MODEL, random.Random(0))
     assert len(set(sample.categories)) == 1
     spans = sample.category_spans[sample.categories[0]]
     assert [sample.text[slice(*span)] for span in spans] == ["ring", "ring"]
@@ -345,6 +347,18 @@ def test_a_source_that_is_not_finished_is_refused(tmp_path: Path) -> None:
         TrainingSet([SourceConfig(path=tmp_path)], IngestConfig(batch_size=1), MODEL, TOKENIZER)
 
 
-def test_a_batch_that_does_not_divide_among_workers_is_refused(boxes: SourceConfig) -> None:
-    with pytest.raises(ValueError, match="does not divide among 2 workers"):
-        TrainingSet([boxes], IngestConfig(batch_size=3), MODEL, TOKENIZER, (0, 2))
+def test_a_batch_too_small_for_its_workers_is_refused(boxes: SourceConfig) -> None:
+    with pytest.raises(ValueError, match="too small for 2 workers in 2 parts; give 4 or more"):
+        TrainingSet([boxes], IngestConfig(batch_size=3, accumulate=2), MODEL, TOKENIZER, (0, 2))
+
+
+def test_workers_and_parts_share_a_batch_that_does_not_divide(boxes: SourceConfig) -> None:
+    cfg = IngestConfig(batch_size=7)
+    alone = TrainingSet([boxes], cfg, MODEL, TOKENIZER)
+    parts = [
+        TrainingSet([boxes], replace(cfg, accumulate=2), MODEL, TOKENIZER, (rank, 2))[item]
+        for rank in range(2)
+        for item in (4, 5)
+    ]
+    together = torch.cat([part.pixels for part in parts])
+    assert sorted(together[:, 2, 0, 0].tolist()) == shades(alone[2])

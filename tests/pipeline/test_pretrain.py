@@ -1,6 +1,6 @@
 """Pre-training with every loss on two workers, and what of its configuration is refused."""
 
-import io
+import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -11,27 +11,22 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from PIL import Image
 from ray.train import Checkpoint
 
-import pipeline.pretrain
+import pipeline.trainer
 from glipv2 import checkpoint
 from glipv2.config import ModelConfig, nano
 from glipv2.losses.criterion import LOSSES, LossConfig
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.text.tokenizer import load_tokenizer, make_vocabulary
-from glipv2.train import OptimConfig
-from pipeline import schema
-from pipeline.ingest import IngestConfig, SourceConfig
-from pipeline.pretrain import HISTORY, PretrainConfig, TrainingInputs, _train_loop, pretrain
-from pipeline.sources.store import store_source
-from pipeline.tracking import open_run
+from glipv2.optim import OptimConfig
+from glipv2.text.tokenizer import load_tokenizer
+from pipeline.ingest import IngestConfig
+from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, pretrain
+from pipeline.tracking import Run, open_run
+from pipeline.trainer import HISTORY, TooManySkippedError, train_loop
+from tests.pipeline.trainings import make_inputs, model
 
 EVERYTHING = LossConfig(inter=1.0, mlm=1.0)
-
-
-def model() -> ModelConfig:
-    return replace(nano(), contrast="paper", word_head=True, min_size_px=32, max_size_px=32, max_tokens=32)
 
 
 def config(losses: LossConfig, mask_words: float, size: ModelConfig) -> PretrainConfig:
@@ -47,40 +42,42 @@ def config(losses: LossConfig, mask_words: float, size: ModelConfig) -> Pretrain
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> TrainingInputs:
-    stream = io.BytesIO()
-    Image.new("RGB", (32, 32), (200, 0, 0)).save(stream, "PNG")
-    rows = [
-        {
-            "sample_id": f"boxes/train/{number}",
-            "source": "boxes",
-            "split": "train",
-            "kind": schema.DETECTION,
-            "image": {"bytes": stream.getvalue(), "path": None},
-            "boxes": [[2.0, 2.0, 20.0, 20.0]],
-            "category_id": [1 + number % 2],
-            "score": [1.0],
-            "iscrowd": [False],
-            "status": schema.LABELLED,
-            "schema_version": schema.SCHEMA_VERSION,
-        }
-        for number in range(4)
-    ]
-    store_source(rows, tmp_path / "boxes", name="boxes", inputs={}, categories={1: "red ring", 2: "blue star"})
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(make_vocabulary(["red", "ring", "blue", "star"])) + "\n", encoding="utf-8")
-    return TrainingInputs(name="all losses", sources=(SourceConfig(path=tmp_path / "boxes"),), vocabulary=vocabulary)
+    return make_inputs(tmp_path)
+
+
+def prefer_the_first(folder: Path) -> dict[str, float]:
+    """Stands in for a benchmark."""
+    step = torch.load(folder / "state.pt", weights_only=True)["step"]
+    return {"val_ap": 50.0 - step}
+
+
+@pytest.fixture(scope="module")
+def trained(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingRecord, Run]:
+    """Train with every loss on two workers, and measure each of the two checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
+    measured = replace(make_inputs(folder), validation=Validation(key="first", measure=prefer_the_first))
+    cfg = replace(config(EVERYTHING, 0.9, model()), checkpoint_every=1)
+    with open_run(folder, "pretrain", "all", {}) as run:
+        return folder / "out", pretrain(cfg, measured, folder / "out", run), run
 
 
 @pytest.mark.ray
-def test_every_loss_that_is_on_is_trained_logged_and_kept(
-    ray_session: None, inputs: TrainingInputs, tmp_path: Path
-) -> None:
-    with open_run(tmp_path, "pretrain", "all", {}) as run:
-        record = pretrain(config(EVERYTHING, 0.9, model()), inputs, tmp_path / "out", run)
-        history = run.history(HISTORY)
+def test_every_loss_that_is_on_is_trained_logged_and_kept(trained: tuple[Path, TrainingRecord, Run]) -> None:
+    _, record, run = trained
     assert record.final.keys() == {"loss", *LOSSES}
     assert all(math.isfinite(value) and value > 0 for value in record.final.values())
-    assert [set(row) for row in history] == [{"step", *HISTORY}] * 2
+    assert [set(row) for row in run.history(HISTORY)] == [{"step", *HISTORY} - {"mfu"}] * 2
+
+
+@pytest.mark.ray
+def test_the_checkpoint_that_measures_best_becomes_the_model(trained: tuple[Path, TrainingRecord, Run]) -> None:
+    out, record, run = trained
+    assert [row["val_ap"] for row in run.history(("val_ap",))] == [49, 48]
+    kept = {
+        int(torch.load(path.parent / "state.pt", weights_only=True)["step"]): path.read_bytes()
+        for path in (out / "train").glob("checkpoint_*/model.safetensors")
+    }
+    assert (record.model / checkpoint.WEIGHTS).read_bytes() == kept[1] != kept[2]
 
 
 def test_a_loss_without_its_head_is_refused_before_anything_starts() -> None:
@@ -115,25 +112,29 @@ class Workplace:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.rank, self.start = folder, 0, 0
+        self.leaving: object = None
         context = SimpleNamespace(get_world_rank=lambda: self.rank, get_world_size=lambda: 2)
         monkeypatch.setattr("ray.train.get_context", lambda: context)
         monkeypatch.setattr("ray.train.get_checkpoint", self._last)
         monkeypatch.setattr("ray.train.report", self._report)
-        monkeypatch.setattr(pipeline.pretrain, "get_device", lambda: torch.device("cpu"))
-        monkeypatch.setattr(pipeline.pretrain, "prepare_model", lambda model: model)
+        monkeypatch.setattr("ray.train.get_preemption_info", lambda: self.leaving)
+        monkeypatch.setattr(pipeline.trainer, "get_device", lambda: torch.device("cpu"))
+        monkeypatch.setattr(pipeline.trainer.Trainee, "_parallel", lambda trainee: trainee.model)
 
     def _last(self) -> Checkpoint | None:
         return Checkpoint.from_directory(self.folder / str(self.start)) if self.start else None
 
-    def _report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None = None) -> None:
+    def _report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None, **_: object) -> None:
         if checkpoint is not None:
             shutil.copytree(checkpoint.path, self.folder / str(metrics["step"]), dirs_exist_ok=True)
 
-    def train(self, inputs: TrainingInputs, rank: int = 0, start: int = 0) -> None:
+    def train(self, inputs: TrainingInputs, rank: int = 0, start: int = 0, **changes: Any) -> MagicMock:
         size = replace(model(), text_dropout=0.3)
-        cfg = replace(config(LossConfig(), 0.0, size), num_steps=4, checkpoint_every=2)
+        cfg = replace(config(LossConfig(), 0.0, size), num_steps=4, checkpoint_every=2, **changes)
         self.rank, self.start = rank, start
-        _train_loop({"cfg": cfg, "inputs": inputs, "run": MagicMock(), "board": MagicMock()})
+        run = MagicMock()
+        train_loop({"cfg": cfg, "inputs": inputs, "run": run, "board": MagicMock(), "validates": False})
+        return run
 
 
 @pytest.fixture
@@ -141,13 +142,68 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return Workplace(tmp_path / "kept", monkeypatch)
 
 
-def test_a_resumed_training_with_dropout_ends_as_the_unbroken_one(workplace: Workplace, inputs: TrainingInputs) -> None:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "with a running mean": {"optim": OptimConfig(warmup_steps=0, ema_decay=0.5)},
+    "in parts": {"ingest": IngestConfig(batch_size=4, accumulate=2)},
+    "recomputing": {"recompute": True},
+    "in bfloat16": {"bf16": True},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_resumed_training_with_dropout_ends_as_the_unbroken_one(
+    workplace: Workplace, inputs: TrainingInputs, changes: dict[str, Any]
+) -> None:
     last = workplace.folder / "4" / checkpoint.WEIGHTS
-    workplace.train(inputs)
+    workplace.train(inputs, **changes)
     unbroken = last.read_bytes()
     last.unlink()
-    workplace.train(inputs, start=2)
+    workplace.train(inputs, start=2, **changes)
     assert last.read_bytes() == unbroken
+
+
+def test_the_model_kept_is_the_running_mean_where_there_is_one(workplace: Workplace, inputs: TrainingInputs) -> None:
+    workplace.train(inputs, optim=OptimConfig(warmup_steps=0, ema_decay=0.9))
+    kept = checkpoint.load(workplace.folder / "4")[0].state_dict()
+    raw = torch.load(workplace.folder / "4" / "state.pt", weights_only=True)["weights"]
+    assert kept.keys() == raw.keys()
+    assert not torch.equal(kept["head.bias"], raw["head.bias"])
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_without_a_finite_loss_or_gradient_is_skipped_and_counted(
+    workplace: Workplace, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    calls = []
+
+    def backward(model: Any, *_: Any, **__: Any) -> dict[str, float]:
+        calls.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        second = len(calls) == 2
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, math.nan if second and bad == "gradient" else 1.0)
+        return {"loss": math.nan if second and bad == "loss" else 1.0}
+
+    monkeypatch.setattr(pipeline.trainer, "backward", backward)
+    run = workplace.train(inputs)
+    accounts = [call.args[0] for call in run.metrics.call_args_list]
+    assert [account["skipped_steps"] for account in accounts] == [0, 1, 1, 1]
+    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in itertools.pairwise(calls)]
+    assert same == [False, True, False]
+
+
+def test_before_a_machine_is_taken_away_one_checkpoint_is_written(workplace: Workplace, inputs: TrainingInputs) -> None:
+    workplace.leaving = object()
+    workplace.train(inputs)
+    assert sorted(path.name for path in workplace.folder.iterdir()) == ["1", "2", "4"]
+
+
+def test_too_many_skipped_steps_end_the_training(
+    workplace: Workplace, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.trainer, "backward", lambda *_, **__: {"loss": math.nan})
+    with pytest.raises(TooManySkippedError, match="3 of 3 steps"):
+        workplace.train(inputs, max_skipped_steps=2)
 
 
 def test_every_worker_and_every_step_drops_something_else(
@@ -155,11 +211,11 @@ def test_every_worker_and_every_step_drops_something_else(
 ) -> None:
     drawn: list[float] = []
 
-    def draw(*_: object) -> dict[str, float]:
+    def draw(*_: object, **__: object) -> dict[str, float]:
         drawn.append(torch.rand(()).item())
         return {"loss": drawn[-1]}
 
-    monkeypatch.setattr(pipeline.pretrain, "backward", draw)
+    monkeypatch.setattr(pipeline.trainer, "backward", draw)
     for rank in (0, 1):
         workplace.train(inputs, rank)
     assert len(set(drawn)) == len(drawn) == 8

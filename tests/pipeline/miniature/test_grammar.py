@@ -7,6 +7,7 @@ from pipeline.miniature.draw import Style, draw_picture
 from pipeline.miniature.grammar import (
     BASE_NOUNS,
     COLOURS,
+    GENERIC_NOUNS,
     NOVEL_NOUNS,
     NUMBERS,
     SIZES,
@@ -14,6 +15,7 @@ from pipeline.miniature.grammar import (
     Caption,
     Thing,
     gold_caption,
+    names_novel,
     plural,
     vocabulary,
     web_caption,
@@ -22,6 +24,7 @@ from pipeline.miniature.odinw import ODINW_SETS
 
 NOUNS = BASE_NOUNS + NOVEL_NOUNS
 SINGULAR = {plural(noun): noun for noun in NOUNS} | {noun: noun for noun in NOUNS}
+GENERIC = {*GENERIC_NOUNS, *map(plural, GENERIC_NOUNS)}
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -96,3 +99,40 @@ def test_vocabulary_is_sorted_and_lower_case() -> None:
     words = vocabulary()
     assert words == sorted({word.lower() for word in words})
     assert {*NOUNS, *COLOURS, *TEXTURES, *filter(None, SIZES)} <= set(words)
+
+
+def test_generic_noun_is_said_only_where_the_other_words_are_enough(
+    captioned: list[tuple[Caption, tuple[Thing, ...]]],
+) -> None:
+    found = 0
+    for number, (_, things) in enumerate(captioned):
+        caption = gold_caption(Random(number), things, generic_share=0.7)
+        for phrase in caption.phrases:
+            _, *attributes, noun = caption.text[phrase.begin : phrase.end].lower().split()
+            if noun in GENERIC:
+                looks = [thing.look for thing in things]
+                described = {
+                    index
+                    for index, look in enumerate(looks)
+                    if set(attributes) <= {look.colour, look.texture, look.size}
+                }
+                assert set(phrase.members) == described
+                found += 1
+    assert found > 50
+
+
+def test_no_generic_noun_without_being_told(captioned: list[tuple[Caption, tuple[Thing, ...]]]) -> None:
+    words = {word for caption, _ in captioned for word in re.findall("[a-z]+", caption.text.lower())}
+    assert words.isdisjoint(GENERIC)
+
+
+def test_generic_nouns_are_in_the_vocabulary_if_wanted() -> None:
+    assert set(vocabulary(generic=True)) == {*vocabulary(), *GENERIC}
+
+
+@pytest.mark.parametrize(
+    ("text", "novel"),
+    [("hearts", True), ("Striped_red_fish", True), ("two BOLTS", True), ("moon-shape", False), ("package", False)],
+)
+def test_novel_names_are_recognised(text: str, novel: bool) -> None:
+    assert names_novel(text) is novel

@@ -132,6 +132,104 @@ def test_image_known_by_address_only_is_found_by_folder_and_name(tmp_path: Path)
     assert (row["status"], row["image_uri"]) == (schema.LABELLED, "val/c.png")
 
 
+TRIANGLE, SQUARE = [1, 1, 5, 1, 5.5, 6], [0, 0, 2, 0, 2, 2, 0, 2]
+RLE = {"counts": [3, 5, 192], "size": [HEIGHT, WIDTH]}
+
+
+def test_polygons_are_kept_box_by_box(tmp_path: Path) -> None:
+    ring, star = boxed([1, 1, 5, 6], [0, 0, 9, 9])
+    (row,) = read(tmp_path, annotations=[ring | {"segmentation": [TRIANGLE, SQUARE]}, star])
+    table = schema.to_table([row], schema.GROUNDING)
+    assert table["segmentation"].to_pylist() == [[[TRIANGLE, SQUARE], []]]
+
+
+def test_masks_of_boxes_left_out_are_left_out_too(tmp_path: Path) -> None:
+    flat, star = boxed([1, 1, 0, 0], [0, 0, 9, 9])
+    (row,) = read(tmp_path, annotations=[flat | {"segmentation": [TRIANGLE]}, star | {"segmentation": [SQUARE]}])
+    assert row["segmentation"] == [[SQUARE]]
+
+
+@pytest.mark.parametrize("given", [{}, {"segmentation": []}, {"segmentation": None}, {"segmentation": RLE}])
+def test_row_without_any_polygon_has_no_masks(tmp_path: Path, given: dict[str, object]) -> None:
+    (row,) = read(tmp_path, annotations=boxed([1, 1, 2, 2], iscrowd=1, **given))
+    assert row["segmentation"] is None
+
+
+@pytest.mark.parametrize(
+    ("useless", "said"),
+    [
+        ([[1, 1, 5, 5]], "1 polygons without three corners"),
+        ([[]], "1 polygons without three corners"),
+        ([[*TRIANGLE, 3]], "1 polygons without three corners"),
+        ([[1, 1, 5, 1, 5, float("nan")]], "1 polygons without three corners"),
+        (RLE, "1 masks in RLE"),
+    ],
+)
+def test_useless_mask_leaves_the_box_and_is_logged(
+    tmp_path: Path, useless: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (row,) = read(tmp_path, annotations=boxed([1, 1, 5, 6], segmentation=useless))
+    assert (len(row["boxes"]), row["segmentation"]) == (1, None)
+    assert f"left out {said}" in caplog.text
+
+
+def test_rle_of_a_crowd_is_no_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(tmp_path, annotations=boxed([1, 1, 5, 6], iscrowd=1, segmentation=RLE))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "lies_at",
+    ["images/v1/patch8/objects365_v1_7.png", "patch8/objects365_v1_7.png", "objects365_v1_7.png"],
+)
+def test_objects365_image_is_found_as_people_unpack_it(tmp_path: Path, lies_at: str) -> None:
+    (tmp_path / lies_at).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (3, 3)).save(tmp_path / lies_at)
+    name = "images/v1/patch8/objects365_v1_7.png"
+    (row,) = read(tmp_path, images=[{"id": 5, "file_name": name}], annotations=[])
+    assert (row["status"], row["image_uri"]) == (schema.LABELLED, name)
+
+
+def test_whole_name_goes_before_its_last_part(tmp_path: Path) -> None:
+    (tmp_path / "patch").mkdir()
+    Image.new("L", (3, 3)).save(tmp_path / "patch" / "a.png")
+    (row,) = read(tmp_path, images=[{"id": 5, "file_name": "patch/a.png"}], annotations=[])
+    assert row["width"] == 3
+
+
+def test_name_written_on_windows_is_found(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, images=[{"id": 5, "file_name": "JPEGImages\\a.png"}])
+    assert row["status"] == schema.LABELLED
+
+
+def test_name_that_no_file_can_have_is_a_rejected_row(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, images=[{"id": 5, "file_name": "x" * 300}])
+    assert (row["status"], row["reason"]) == (schema.REJECTED, UNREADABLE_IMAGE)
+
+
+@pytest.mark.parametrize("lies_at", ["val2017/000000000007.png", "000000000007.png"])
+@pytest.mark.parametrize("named", [{}, {"file_name": "COCO_val2014_000000000007.png"}], ids=["v1", "v0.5"])
+def test_lvis_image_is_found_by_its_address(tmp_path: Path, named: dict[str, str], lies_at: str) -> None:
+    (tmp_path / lies_at).parent.mkdir(exist_ok=True)
+    Image.new("L", (3, 3)).save(tmp_path / lies_at)
+    url = "http://images.example.org/val2017/000000000007.png"
+    (row,) = read(tmp_path, images=[{"id": 5, "coco_url": url, **named}], annotations=[])
+    assert row["status"] == schema.LABELLED
+
+
+def test_image_ids_may_be_texts(tmp_path: Path) -> None:
+    images = [{"id": name, "file_name": "a.png"} for name in ("x", "y")]
+    boxes = boxed([1, 1, 2, 2], [1, 1, 3, 3], image_id="y")
+    rows = read(tmp_path, images=images, annotations=boxes)
+    assert [(row["sample_id"], len(row["boxes"])) for row in rows] == [("shapes/train/x", 0), ("shapes/train/y", 2)]
+
+
+@pytest.mark.parametrize("number", [{}, {"id": None}, {"id": "b7"}])
+def test_annotation_needs_no_number(tmp_path: Path, number: dict[str, object]) -> None:
+    (row,) = read(tmp_path, annotations=[{"image_id": 5, "category_id": 7, "bbox": [2, 3, 4, 5], **number}])
+    assert row["boxes"] == [[2, 3, 6, 8]]
+
+
 @pytest.mark.parametrize(("suffix", "stored"), [("jpg", "JPEG"), ("png", "PNG")])
 def test_turned_image_is_stored_upright(tmp_path: Path, suffix: str, stored: str) -> None:
     image, tags = Image.new("RGB", (WIDTH, HEIGHT)), Image.Exif()
@@ -161,7 +259,13 @@ def test_categories_come_by_ascending_id_and_keep_id_zero(tmp_path: Path) -> Non
     ("changes", "message"),
     [
         ({"images": None}, "no list 'images'"),
-        ({"annotations": [{"image_id": 5}]}, "entry 0 of 'annotations' has no integer id"),
+        ({"annotations": [{"image_id": 5}]}, r"annotation 0 has bbox None; expected \[x, y, width, height\]"),
+        ({"annotations": [*boxed([1, 1, 2, 2]), 3]}, "entry 1 of 'annotations' is 3; expected an object"),
+        ({"annotations": boxed([1, 1, 2, 2], segmentation=[1, 1, 5, 1, 5, 5])}, "annotation 0 has segmentation .*poly"),
+        ({"annotations": boxed([1, 1, 2, 2], segmentation=[[[1, 1], [5, 1], [5, 5]]])}, "expected polygons"),
+        ({"categories": [{"id": "7"}]}, "entry 0 of 'categories' has id '7'; expected an integer"),
+        ({"images": [{"id": 1.5}]}, "entry 0 of 'images' has id 1.5; expected an integer or a text"),
+        ({"images": [{"id": 5}, {"id": "5"}]}, "1 image ids occur twice"),
         ({"annotations": boxed([1, 1, 2, 2], image_id=9)}, "annotation 0 is for image 9, which is not in 'images'"),
         ({"annotations": boxed([1, 1, 2])}, r"annotation 0 has bbox \[1, 1, 2\]; expected \[x, y, width, height\]"),
         ({"annotations": boxed([1, 1, 2, 2], category_id=3)}, "annotation 0 has category_id 3; expected the id of a"),
@@ -200,6 +304,52 @@ def test_real_photos_are_read_with_all_boxes(test_data: Path) -> None:
     assert Counter(row["status"] for row in rows) == {schema.LABELLED: len(stated["images"])}
     assert sum(len(row["boxes"]) for row in rows) == len(stated["annotations"])
     assert sum(sum(row["iscrowd"]) for row in rows) == sum(a["iscrowd"] for a in stated["annotations"])
+
+
+def test_masks_of_real_photos_are_their_polygons(test_data: Path) -> None:
+    folder = test_data / "captioned_photos"
+    annotations = folder / "coco_instances.json"
+    rows = read_coco(CocoSource(annotations=annotations, images=folder / "images", source="coco", split="x"))
+    stated = json.loads(annotations.read_text(encoding="utf-8"))["annotations"]
+    polygons = [p for row in rows for mask in row["segmentation"] or () for p in mask]
+    assert Counter(map(len, polygons)) == Counter(len(p) for a in stated if not a["iscrowd"] for p in a["segmentation"])
+
+
+def test_polygons_of_real_photos_lie_in_their_boxes(test_data: Path) -> None:
+    folder = test_data / "captioned_photos"
+    annotations = folder / "coco_instances.json"
+    rows = read_coco(CocoSource(annotations=annotations, images=folder / "images", source="coco", split="x"))
+    for row in rows:
+        for (x1, y1, x2, y2), mask in zip(row["boxes"], row["segmentation"] or (), strict=False):
+            for polygon in mask:
+                assert x1 - 2 <= min(polygon[::2]) <= max(polygon[::2]) <= x2 + 2
+                assert y1 - 2 <= min(polygon[1::2]) <= max(polygon[1::2]) <= y2 + 2
+
+
+@pytest.mark.parametrize("name", ["aquarium", "bccd", "facemask", "fruits", "raccoon"])
+def test_real_detection_set_is_read_with_all_boxes(test_data: Path, name: str) -> None:
+    for path in (test_data / "detection" / name / "test").glob("*.json"):
+        rows = list(read_coco(CocoSource(annotations=path, images=path.parent, source=name, split="test")))
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        assert Counter(row["status"] for row in rows) == {schema.LABELLED: len(stated["images"])}
+        assert sum(len(row["boxes"]) for row in rows) == len(stated["annotations"])
+
+
+def test_real_lvis_without_images_is_rejected_row_by_row(test_data: Path, tmp_path: Path) -> None:
+    path = test_data / "lvis_sample" / "lvis_val_30.json"
+    rows = list(read_coco(CocoSource(annotations=path, images=tmp_path, source="lvis", split="val")))
+    assert Counter(row["reason"] for row in rows) == {MISSING_IMAGE: 30}
+
+
+def test_real_lvis_is_read_with_masks_and_federated_ids(test_data: Path, tmp_path: Path) -> None:
+    path = test_data / "lvis_sample" / "lvis_val_30.json"
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    for image in stated["images"]:
+        Image.new("L", (image["width"], image["height"])).save(tmp_path / image["coco_url"].split("/")[-1])
+    rows = list(read_coco(CocoSource(annotations=path, images=tmp_path, source="lvis", split="val")))
+    assert sum(len(row["boxes"]) for row in rows) == len(stated["annotations"])
+    assert [len(row["boxes"]) for row in rows] == [sum(map(bool, row["segmentation"] or ())) for row in rows]
+    assert [row["neg_category_ids"] for row in rows] == [image["neg_category_ids"] for image in stated["images"]]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning:PIL")

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from pipeline import schema
 from pipeline.sources.coco import MISSING_IMAGE, CocoSource, Row
-from pipeline.sources.mdetr import EMPTY_CAPTION, read_mdetr
+from pipeline.sources.mdetr import COCO_IMAGE, EMPTY_CAPTION, MdetrSource, read_mdetr
 
 CAPTION = "a red ring and two stars"
 RING, STARS = [2, 10], [15, 24]
@@ -22,14 +23,20 @@ def box(*spans: list[int], **changes: object) -> dict[str, object]:
     return {**head, "tokens_positive": list(spans), **changes}
 
 
-def read(
+def write(
     folder: Path, annotations: list[dict[str, object]], images: list[dict[str, object]] | None = None
-) -> list[Row]:
+) -> MdetrSource:
     Image.new("RGB", (20, 10)).save(folder / "a.png")
     path = folder / "grounding.json"
     content = {"images": [image()] if images is None else images, "annotations": annotations, "categories": []}
     path.write_text(json.dumps(content), encoding="utf-8")
-    return list(read_mdetr(CocoSource(annotations=path, images=folder, source="gold", split="train")))
+    return MdetrSource(annotations=path, images=folder, source="gold", split="train")
+
+
+def read(
+    folder: Path, annotations: list[dict[str, object]], images: list[dict[str, object]] | None = None
+) -> list[Row]:
+    return list(read_mdetr(write(folder, annotations, images)))
 
 
 def test_caption_becomes_a_grounding_row(tmp_path: Path) -> None:
@@ -89,6 +96,41 @@ def test_mixed_set_takes_each_image_from_the_folder_of_its_origin(tmp_path: Path
     assert [row["width"] for row in rows] == [7, 20]
 
 
+def test_sizes_in_quotes_are_numbers(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, [box(RING)], [image(width="20", height="10")])
+    assert (row["status"], row["width"], row["height"]) == (schema.LABELLED, 20, 10)
+
+
+@pytest.mark.parametrize("size", ["wide", [20]])
+def test_size_that_is_no_number_is_named(tmp_path: Path, size: object) -> None:
+    with pytest.raises(ValueError, match=r"grounding\.json: image 1 has width .*; expected pixels"):
+        read(tmp_path, [], [image(width=size)])
+
+
+def test_ids_may_be_texts(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, [box(RING, id="b1", image_id="x_1")], [image(id="x_1")])
+    assert (row["sample_id"], row["tokens_positive"]) == ("gold/train/x_1", [[RING]])
+
+
+def test_coco_images_of_the_mixed_set_are_rejected_on_request(tmp_path: Path) -> None:
+    source = write(tmp_path, [box(RING)], [image(1, data_source="coco"), image(2, data_source="vg"), image(3)])
+    rows = list(read_mdetr(replace(source, without_coco=True)))
+    told = [(row["sample_id"], row["reason"]) for row in rows if row["status"] == schema.REJECTED]
+    assert told == [("gold/train/1", COCO_IMAGE)]
+    assert schema.to_table(rows, schema.GROUNDING)["image"].null_count == 1
+
+
+def test_coco_images_are_kept_unless_they_are_to_be_left_out(tmp_path: Path) -> None:
+    (row,) = read_mdetr(write(tmp_path, [box(RING)], [image(1, data_source="coco")]))
+    assert row["status"] == schema.LABELLED
+
+
+def test_coco_image_that_is_left_out_is_not_looked_for(tmp_path: Path) -> None:
+    source = write(tmp_path, [], [image(1, data_source="coco", file_name="nowhere.jpg")])
+    (row,) = read_mdetr(replace(source, without_coco=True))
+    assert (row["reason"], row["image_uri"], row["text"]) == (COCO_IMAGE, "nowhere.jpg", CAPTION)
+
+
 def test_missing_caption_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="image 1 has caption None; expected a text"):
         read(tmp_path, [], [image(caption=None)])
@@ -96,7 +138,7 @@ def test_missing_caption_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spans", [None, [[1]], [["a", "b"]]])
 def test_box_without_proper_spans_is_named(tmp_path: Path, spans: object) -> None:
-    with pytest.raises(ValueError, match=r"annotation 1 has tokens_positive .*; expected \[begin, end\)"):
+    with pytest.raises(ValueError, match=r"annotation 1 has tokens_positive .*; expected a list of \[begin, end\)"):
         read(tmp_path, [box(tokens_positive=spans)])
 
 
@@ -107,4 +149,5 @@ def test_real_file_is_read_with_all_boxes(test_data: Path) -> None:
     stated = json.loads(path.read_text(encoding="utf-8"))
     assert Counter(row["status"] for row in rows) == {schema.LABELLED: len(stated["images"])}
     assert sum(len(row["boxes"]) for row in rows) == len(stated["annotations"])
-    assert all(row["text"][begin:end].strip() for row in rows for begin, end in row["phrases"])
+    asked = [{tuple(span) for spans in image["tokens_positive_eval"] for span in spans} for image in stated["images"]]
+    assert [set(map(tuple, row["phrases"])) for row in rows] == asked
