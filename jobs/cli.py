@@ -57,7 +57,7 @@ def parse(
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
         print(f"usage: {program} RECIPE [flags]\n\n{description}\n\nrecipes (--help after one lists its flags):")
-        print("\n".join(f"  {key:12} {(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in recipes.items()))
+        print("\n".join(f"  {key:16} {(recipe.__doc__ or '').splitlines()[0]}" for key, recipe in recipes.items()))
         sys.exit(0)
     if name not in recipes:
         given = f"unknown recipe {name!r}" if name else "no recipe given"

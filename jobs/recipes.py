@@ -422,8 +422,8 @@ def predict_gpu() -> PredictJob:
 def coco_bbox_score() -> ScoreJob:
     """Score boxes as COCO does: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
 
-    ``python -m jobs.score coco-bbox --truth /abs/instances.json --predictions /abs/results.json``: one CPU core, a
-    minute for the 5,000 images of val2017.
+    ``python -m jobs.score coco-bbox --truth /abs/instances.json --predictions /abs/results.json``: one CPU core,
+    not timed on val2017.
     """
     return ScoreJob(metric="coco-bbox")
 
@@ -440,7 +440,7 @@ def lvis_score() -> ScoreJob:
     """Score as LVIS does, 300 detections per image: AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300 and more.
 
     ``python -m jobs.score lvis --truth /abs/lvis_v1_minival.json --predictions /abs/results.json``, ``--masks`` for
-    masks: one CPU core, minutes for minival.
+    masks: one CPU core, not timed on minival.
     """
     return ScoreJob(metric="lvis")
 
@@ -458,7 +458,7 @@ def flickr30k_any_score() -> ScoreJob:
 
     ``python -m jobs.score flickr30k-any --truth /abs/flickr30k_entities --predictions /abs/found.json``, the latter a
     list of ``{image_id, sentence_id, boxes: [[[x1, y1, x2, y2], ...], ...]}`` with a ranked list of boxes for each
-    phrase that has boxes; ``--subset val`` for another list than ``test.txt``: one CPU core, seconds.
+    phrase that has boxes; ``--subset val`` for another list than ``test.txt``: one CPU core.
     """
     return ScoreJob(metric="flickr30k-any")
 
@@ -477,7 +477,7 @@ def voc_score() -> ScoreJob:
 
     ``python -m jobs.score voc --truth /abs/VOC2007 --predictions /abs/results``, a folder of ``comp4_det_*.txt``, or a
     json list of ``{image_id, category, bbox [xmin, ymin, xmax - xmin, ymax - ymin], score}`` with names instead of
-    numbers: one CPU core, seconds.
+    numbers: one CPU core.
     """
     return ScoreJob(metric="voc")
 
@@ -527,8 +527,9 @@ IMPORTS = {
         ImportJob,
         name,
         chosen.blank,
-        f"Import {chosen.title}.\n\n``python -m jobs.import_data {name} {formats.needed_flags(chosen.blank)} --out /abs/dir``; "
-        f"``--data.source`` and ``--data.split`` name the set: one CPU core, minutes per 10,000 images.",
+        f"Import {chosen.title}.\n\n"
+        f"``python -m jobs.import_data {name} {formats.needed_flags(chosen.blank)} --out /abs/dir``; "
+        f"``--data.source`` and ``--data.split`` name the set: one CPU core, some 300 images a second.",
     )
     for name, chosen in formats.FORMATS.items()
 }
@@ -537,8 +538,9 @@ LINTS = {
         LintDataJob,
         name,
         linted.blank,
-        f"Look for mistakes in {linted.title}.\n\n``python -m jobs.lint_data {name} {formats.needed_flags(linted.blank)}``: "
-        f"one CPU core, minutes per 10,000 images, seconds with ``--no-open-images``.",
+        f"Look for mistakes in {linted.title}.\n\n"
+        f"``python -m jobs.lint_data {name} {formats.needed_flags(linted.blank)}``: "
+        f"one CPU core, some 100 images a second, far more with ``--no-open-images``.",
     )
     for name, linted in data_lint.LINTED.items()
 }

@@ -12,7 +12,7 @@ import reprlib
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
@@ -144,7 +144,7 @@ def load_container(path: Path) -> Container:
     if twice := len(images) - len({str(number) for number in by_image}):
         raise ValueError(f"{path}: {twice} image ids occur twice; expected unique ids")
     for annotation in annotations:
-        if annotation.get("image_id") not in by_image:
+        if not knows(by_image, annotation.get("image_id")):
             what = f"is for image {annotation.get('image_id')!r}, which is not in 'images'; expected the id of one"
         elif not _is_numbers(annotation.get("bbox")) or len(annotation["bbox"]) != 4:
             what = f"has bbox {annotation.get('bbox')!r}; expected [x, y, width, height] in pixels"
@@ -162,9 +162,15 @@ def load_container(path: Path) -> Container:
 def check_categories(container: Container, path: Path) -> None:
     """Refuse annotations of a category without a name."""
     for annotation in (annotation for found in container.annotations.values() for annotation in found):
-        if not container.categories.get(annotation.get("category_id", -1)):
+        number = annotation.get("category_id")
+        if not knows(container.categories, number) or not container.categories[number]:
             what = f"annotation {annotation['id']} has category_id {annotation.get('category_id')!r}"
             raise ValueError(f"{path}: {what}; expected the id of a named entry of 'categories'")
+
+
+def knows(table: Mapping[Any, object], key: object) -> bool:
+    """Tell whether a key from a file is in a table; lists and objects, which cannot be, are not."""
+    return isinstance(key, Hashable) and key in table
 
 
 def load_json(path: Path, expected: str) -> Any:
@@ -175,7 +181,7 @@ def load_json(path: Path, expected: str) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as json: {error}; expected {expected}") from error
 
 

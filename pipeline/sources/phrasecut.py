@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeline import schema
-from pipeline.sources.coco import Record, Row, clamp_box, first_file, load_json, polygons, report_lost, start_row
+from pipeline.sources.coco import Record, Row, clamp_box, first_file, knows, load_json, polygons, report_lost, start_row
 from pipeline.sources.mdetr import EMPTY_CAPTION, box_columns
 
 _FOLDERS = ("", "VG_100K/", "VG_100K_2/")
@@ -68,7 +68,7 @@ def _load(path: Path, *needed: str) -> list[Record]:
 
 def _start(image_id: int, sizes: dict[int, Record], source: PhraseCutSource) -> Row:
     """Begin the rows of one image, which is read once for all that lie together."""
-    if image_id not in sizes:
+    if not knows(sizes, image_id):
         raise ValueError(f"{source.annotations} speaks of image {image_id!r}; expected one of {source.image_data}")
     size = {side: sizes[image_id][side] for side in ("width", "height")}
     name = first_file(source.images, [f"{folder}{image_id}.jpg" for folder in _FOLDERS])

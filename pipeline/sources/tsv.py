@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import schema
-from pipeline.sources.coco import Record, Row, clamp_box, load_json, open_text, report_lost
+from pipeline.sources.coco import Record, Row, clamp_box, knows, load_json, open_text, report_lost
 from pipeline.sources.mdetr import EMPTY_CAPTION, box_columns, spans_inside
 from pipeline.sources.tsv_files import Entry, TsvFiles, read_rows
 
@@ -107,7 +107,7 @@ def _read_objects(entry: Entry, numbers: dict[str, int]) -> list[Record]:
     for found in objects:
         if not isinstance(found, dict) or not _is_box(found.get("rect")):
             raise ValueError(f"{entry.where} has {found!r}; expected an object with rect [x1, y1, x2, y2] and class")
-        if found.get("class") not in numbers:
+        if not knows(numbers, found.get("class")):
             raise ValueError(f"{entry.where} has class {found.get('class')!r}; expected a name of the label map")
     return [{**found, "category_id": numbers[found["class"]]} for found in objects]
 

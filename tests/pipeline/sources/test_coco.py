@@ -367,3 +367,14 @@ def test_hostile_files_are_read_or_refused_but_never_crash(test_data: Path, tmp_
         if (record["expected"], row["status"]) in {("decode", schema.REJECTED), ("reject", schema.LABELLED)}
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+@pytest.mark.parametrize("wrong", [[1], {"id": 1}])
+def test_an_id_that_is_a_list_or_an_object_is_one_line(tmp_path: Path, field: str, wrong: object) -> None:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], field: wrong}
+    content = {"images": [{"id": 1}], "annotations": [annotation], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = CocoSource(annotations=tmp_path / "a.json", images=tmp_path, source="s", split="t")
+    with pytest.raises(ValueError, match="expected the id of"):
+        list(read_coco(source))
