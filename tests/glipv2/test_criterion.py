@@ -178,15 +178,6 @@ def test_half_precision_gives_nearly_the_same_losses(
         assert backward(model, Criterion(tiny), batch) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_loss_that_is_not_finite_is_an_error(
-    model: GLIPv2, tiny: ModelConfig, tokenizer: WordPiece, samples: list[GroundingSample]
-) -> None:
-    batch = collate(samples[:1], tokenizer, 32)
-    broken = replace(batch, pixels=batch.pixels * float("nan"))
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        backward(model, Criterion(tiny), broken)
-
-
 @pytest.fixture
 def full(tiny: ModelConfig) -> GLIPv2:
     """A model with every head."""
