@@ -12,7 +12,7 @@ import reprlib
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
@@ -161,16 +161,16 @@ def load_container(path: Path) -> Container:
 
 def check_categories(container: Container, path: Path) -> None:
     """Refuse annotations of a category without a name."""
+    named = {number for number, name in container.categories.items() if name}
     for annotation in (annotation for found in container.annotations.values() for annotation in found):
-        number = annotation.get("category_id")
-        if not knows(container.categories, number) or not container.categories[number]:
+        if not knows(named, annotation.get("category_id")):
             what = f"annotation {annotation['id']} has category_id {annotation.get('category_id')!r}"
             raise ValueError(f"{path}: {what}; expected the id of a named entry of 'categories'")
 
 
-def knows(table: Mapping[Any, object], key: object) -> bool:
-    """Tell whether a key from a file is in a table; lists and objects, which cannot be, are not."""
-    return isinstance(key, Hashable) and key in table
+def knows(keys: Collection[Any], key: object) -> bool:
+    """Tell whether a key from a file is among those known; lists and objects, which cannot be, are not."""
+    return isinstance(key, Hashable) and key in keys
 
 
 def load_json(path: Path, expected: str) -> Any:
