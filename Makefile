@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/python -m jobs.demo demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=25
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: setup
 	$(BIN)/ruff format --check
