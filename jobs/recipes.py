@@ -277,7 +277,7 @@ def without_masked_words(start: PretrainConfig, num_steps: int) -> PretrainConfi
 def ablate_full() -> AblateConfig:
     """Repeat the paper's ablations with three seeds on the full miniature world.
 
-    ``python -m jobs.ablate full --out /abs/dir``: two CPU cores, hours; ``--minutes 9`` does a piece at a time.
+    ``python -m jobs.ablate full --out /abs/dir``: two CPU cores, never run yet; ``--minutes 9`` does a piece at a time.
     """
     return AblateConfig(
         world=full_size(),
@@ -291,7 +291,7 @@ def ablate_full() -> AblateConfig:
 def ablate_smoke() -> AblateConfig:
     """Walk through the ablations in their smallest size: everything runs, nothing is learned.
 
-    ``python -m jobs.ablate smoke --out /abs/dir``: two CPU cores, some minutes.
+    ``python -m jobs.ablate smoke --out /abs/dir``: two CPU cores.
     """
     whole = ablate_full()
     return replace(
@@ -529,7 +529,7 @@ IMPORTS = {
         chosen.blank,
         f"Import {chosen.title}.\n\n"
         f"``python -m jobs.import_data {name} {formats.needed_flags(chosen.blank)} --out /abs/dir``; "
-        f"``--data.source`` and ``--data.split`` name the set: one CPU core, some 300 images a second.",
+        f"``--data.source`` and ``--data.split`` name the set: one CPU core.",
     )
     for name, chosen in formats.FORMATS.items()
 }
@@ -540,7 +540,7 @@ LINTS = {
         linted.blank,
         f"Look for mistakes in {linted.title}.\n\n"
         f"``python -m jobs.lint_data {name} {formats.needed_flags(linted.blank)}``: "
-        f"one CPU core, some 100 images a second, far more with ``--no-open-images``.",
+        f"one CPU core; ``--no-open-images`` leaves out what takes longest.",
     )
     for name, linted in data_lint.LINTED.items()
 }

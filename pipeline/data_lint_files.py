@@ -1,7 +1,6 @@
 """PASCAL VOC, Flickr30k Entities and Open Images as raw rows, file by file and line by line, whatever they hold."""
 
 import csv
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,14 +11,13 @@ from pipeline.data_lint_checks import CategoryTable, RawBox, RawRow, show
 from pipeline.data_lint_json import opener
 from pipeline.data_lint_report import Findings
 from pipeline.sources.coco import first_file
-from pipeline.sources.flickr30k import Flickr30kSource
+from pipeline.sources.flickr30k import Flickr30kSource, parse_sentence
 from pipeline.sources.openimages import OpenImagesSource
 from pipeline.sources.voc import VocSource
 
 _ENDINGS = (".jpg", ".JPEG", ".jpeg", ".png", ".JPG", ".PNG", ".bmp", ".webp")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
-_MENTION = re.compile(r"\[/EN#(?P<chain>\d+)[^\s\]]* (?P<words>[^\]]+)\]")
 _MARK, _NO_CHAIN = "[/EN#", "0"
 
 
@@ -103,7 +101,7 @@ def flickr30k_rows(source: Flickr30kSource, findings: Findings, categories: Cate
         hidden = {one.findtext("name", "").strip() for one in ([] if root is None else root.iterfind("object"))}
         for number, line in enumerate(read_lines(source.annotations / "Sentences" / f"{name}.txt", findings)):
             where = f"image {name}, sentence {number}"
-            caption, mentions = _parse_sentence(line)
+            caption, mentions = parse_sentence(line)
             if _MARK in caption:
                 findings.add("markup_broken", f"{where}: {caption}")
                 continue
@@ -217,15 +215,3 @@ def _openimages_box(where: str, line: dict[str, str]) -> RawBox:
     except (KeyError, ValueError):
         return RawBox(where=where, corners=None, category=line.get("LabelName"))
     return RawBox(where=where, corners=corners, category=line.get("LabelName"), crowd=line.get("IsGroupOf") == "1")
-
-
-def _parse_sentence(line: str) -> tuple[str, list[tuple[list[int], str]]]:
-    """Take the marks out of a sentence: the text, and each marked phrase's span and chain."""
-    text, mentions, at = "", [], 0
-    for match in _MENTION.finditer(line):
-        words = match["words"].strip()
-        text += line[at : match.start()]
-        mentions.append(([len(text), len(text) + len(words)], match["chain"]))
-        text += words
-        at = match.end()
-    return text + line[at:], mentions

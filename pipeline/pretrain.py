@@ -82,7 +82,7 @@ class PretrainConfig:
     bf16: bool = False
     """Run the forward pass in bfloat16 where that is safe (autocast)."""
     recompute: bool = False
-    """Compute activations twice instead of keeping them: about half the memory at a third more time."""
+    """Compute activations twice instead of keeping them: less memory, more time; how much was not measured."""
     max_skipped_steps: int = 20
     """Steps that may be skipped because loss or gradient is no finite number, before the run fails."""
     keep_checkpoints: int = 2
@@ -90,7 +90,7 @@ class PretrainConfig:
     checkpoints: str = ""
     """Where checkpoints go, absolute or ``s3://``; by default into the output folder. All nodes must reach it."""
     check_hashes: bool = True
-    """Read every shard once and compare its hash before training, about a second per GB; else only its size."""
+    """Read every shard once and compare its hash before training; else only its size."""
     use_gpu: bool = False
     """One GPU per worker; without it one CPU core per worker."""
     threads_per_worker: int = 1

@@ -65,7 +65,7 @@ class RowIndex:
 
 
 class Texts(Sequence[str]):
-    """Texts in Arrow's memory: a third of what Python's strings take."""
+    """Texts in Arrow's memory, which holds them more tightly than Python's strings."""
 
     def __init__(self, parts: Sequence[pa.StringArray]) -> None:
         """Put the different ones in alphabetical order."""
@@ -103,7 +103,7 @@ def check_sources(sources: Sequence[SourceConfig], *, check_hashes: bool = True)
 
     Args:
         sources: the mixture.
-        check_hashes: read every byte and compare its hash (about a second per GB); else sizes are compared alone.
+        check_hashes: read every byte and compare its hash; else sizes are compared alone.
 
     Raises:
         ValueError: one is not; names the file and the remedy.

@@ -93,8 +93,7 @@ def demo_size() -> MiniatureConfig:
 def full_size() -> MiniatureConfig:
     """Make enough for the paper's ablations: trainings of minutes each, and test sets that tell a few points apart.
 
-    About 18,000 training pictures of which 10,000 come with captions of the web: two to three epochs of the nano model
-    in five to ten minutes on two cores.
+    About 18,000 training pictures, of which 10,000 come with captions of the web.
     """
     return MiniatureConfig(
         num_objects365_train=6000,

@@ -63,7 +63,7 @@ def read_flickr30k(source: Flickr30kSource) -> Iterator[Row]:
         size, boxed = _read_boxes(source.annotations / "Annotations" / f"{name}.xml")
         head = start_row({"id": name, "file_name": f"{name}.jpg", **size}, source, schema.GROUND)
         for number, line in enumerate(_read_lines(source.annotations / "Sentences" / f"{name}.txt")):
-            text, mentions = _parse_sentence(line)
+            text, mentions = parse_sentence(line)
             row = head | {"sample_id": f"{head['sample_id']}_{number}", "text": text}
             if not text or _MARK in text:
                 row |= {"status": schema.REJECTED, "reason": BROKEN_MARKUP if text else EMPTY_CAPTION}
@@ -82,7 +82,7 @@ def _read_lines(path: Path) -> list[str]:
     return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
 
 
-def _parse_sentence(line: str) -> tuple[str, list[Mention]]:
+def parse_sentence(line: str) -> tuple[str, list[Mention]]:
     """Take the marks out of a sentence."""
     text, at = "", 0
     mentions: list[Mention] = []
