@@ -14,15 +14,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from glipv2.config import ModelConfig
 from glipv2.model.glipv2 import GLIPv2
-from glipv2.released import OPTIONAL_HEADS, bare_state, from_released, read_released, read_safetensors
+from glipv2.model.language import TextEncoder
+from glipv2.released import OPTIONAL_HEADS, bare_state, from_released, read_released
 from glipv2.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TEXT_ENCODER = "text_encoder."
+"""Begins the names of its weights."""
 MAY_DIFFER = frozenset(
     {
         *("swin_drop_path", "fpn_drop_block", "text_dropout", "fusion_dropout", "word_init_std"),
@@ -43,8 +47,14 @@ def save(
     tokenizer.save(directory)
 
 
-def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, Tokenizer]:
+def load(directory: Path, device: torch.device | str = "cpu", *, text_encoder: bool = True) -> tuple[GLIPv2, Tokenizer]:
     """Rebuild a model and its tokenizer, in eval mode.
+
+    Args:
+        directory: written by `save`.
+        device: where the model goes.
+        text_encoder: without it, neither its memory is taken nor its weights are read. Such a model serves tuned
+            prompts alone (`glipv2.transfer.tuned_prompt`).
 
     Raises:
         ValueError: the folder is not a model, or its weights or its vocabulary do not fit its configuration.
@@ -58,11 +68,33 @@ def load(directory: Path, device: torch.device | str = "cpu") -> tuple[GLIPv2, T
         )
     model = _uninitialised(cfg)
     try:
-        model.load_state_dict(read_safetensors(directory / WEIGHTS), assign=True)
+        if not text_encoder:
+            model.text_encoder = _NoTextEncoder()
+        model.load_state_dict(_read_weights(directory / WEIGHTS, text_encoder), assign=True)
     except (RuntimeError, SafetensorError) as error:
         reason = textwrap.shorten(str(error), 200)  # torch lists every tensor on a line of its own
         raise ValueError(f"{directory / WEIGHTS} does not fit its {CONFIG}: {reason}; save the model again") from error
     return model.to(device).eval(), tokenizer
+
+
+class _NoTextEncoder(TextEncoder):
+    """Stands where a text encoder was left out."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)  # none of what the encoder is made of
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Refuse."""
+        raise ValueError(
+            "the model was loaded without its text encoder, so it knows tuned prompts alone; load it whole for "
+            "other texts"
+        )
+
+
+def _read_weights(path: Path, text_encoder: bool) -> dict[str, torch.Tensor]:
+    """Read weights into memory of their own: those of safetensors break when their file is written again."""
+    mapped = load_file(path)
+    return {k: v.clone() for k, v in mapped.items() if text_encoder or not k.startswith(TEXT_ENCODER)}
 
 
 def check_start(directory: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -187,3 +219,13 @@ def weights_sha256(directory: Path) -> str:
         raise ValueError(f"{directory} is no model folder: it lacks {WEIGHTS}; give one written by pre-training")
     with (directory / WEIGHTS).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(model: GLIPv2) -> str:
+    """Hash what works on a tuned prompt: all of a model's weights but the text encoder and the heads for training."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith((TEXT_ENCODER, *OPTIONAL_HEADS)):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import TypeVar
 from glipv2.config import ModelConfig, b, glip_l, glip_t, glip_t_a, h, nano, t
 from glipv2.losses.criterion import LossConfig
 from glipv2.optim import OptimConfig
-from glipv2.transfer.prompt import PromptTuningConfig
+from jobs.transfer_recipes import nano_sweep
 from pipeline import data_lint
 from pipeline.ablate import AblateConfig
 from pipeline.captions import CaptionsConfig
@@ -20,18 +20,16 @@ from pipeline.data_lint import LintDataJob
 from pipeline.download import DownloadConfig
 from pipeline.evaluate import EvaluateConfig
 from pipeline.export import ExportConfig, ExportJob
-from pipeline.flow import DemoConfig, EvaluateJob, PretrainJob, SweepJob
+from pipeline.flow import DemoConfig, PretrainJob
 from pipeline.guards import GuardConfig, GuardJob
 from pipeline.import_data import ImportJob
 from pipeline.ingest import IngestConfig
 from pipeline.miniature.config import demo_size, full_size, test_size
 from pipeline.mixture import OrderConfig
-from pipeline.predict import PredictJob
 from pipeline.pretrain import PretrainConfig
 from pipeline.pseudo_label import PseudoLabelConfig
 from pipeline.score import ScoreJob
 from pipeline.sources import formats
-from pipeline.sweep import SweepConfig
 from pipeline.trace import TraceJob
 from pipeline.vocabulary import VocabularyJob
 
@@ -283,9 +281,34 @@ def ablate_full() -> AblateConfig:
         world=full_size(),
         download=DownloadConfig(image_size_px=128),
         label=PseudoLabelConfig(source="web", num_teachers=1),
-        teacher=replace(nano_training(), num_workers=1),
-        student=replace(student_training(), num_workers=1, num_steps=900),
+        teacher=replace(nano_training(), num_workers=1, num_steps=800),
+        student=replace(student_training(), num_workers=1, num_steps=600),
     )
+
+
+def ablate_quick() -> AblateConfig:
+    """Ask with one seed, in a quarter of an hour, whether captions and masking help: part of ``make bench``.
+
+    ``python -m jobs.ablate quick --out /abs/dir``: two CPU cores.
+    """
+    whole = ablate_full()
+    return replace(
+        whole,
+        world=demo_size(),
+        teacher=replace(whole.teacher, num_steps=400),
+        student=replace(whole.student, num_steps=200),
+        seeds=(0,),
+        rows=("no captions", "many captions", "many captions, unboxed phrases taught as absent"),
+    )
+
+
+def ablate_generations() -> AblateConfig:
+    """Let the student become the teacher and label again; the table says whether that helped.
+
+    ``python -m jobs.ablate generations --out /abs/dir``: the last row of ``full``; in the same folder as ``full`` it
+    repeats nothing.
+    """
+    return replace(ablate_full(), rows=("second generation",))
 
 
 def ablate_smoke() -> AblateConfig:
@@ -313,31 +336,6 @@ def nano_vocabulary() -> VocabularyJob:
     return VocabularyJob()
 
 
-def nano_evaluate() -> EvaluateJob:
-    """Measure a model on one COCO-style data set.
-
-    ``python -m jobs.evaluate coco --model /abs/model --annotations /abs/x.json --images /abs/dir --out /abs/dir``: CPU.
-    """
-    return EvaluateJob(evaluate=EvaluateConfig())
-
-
-def few_shot() -> SweepJob:
-    """Sweep zero-shot and prompt tuning over ODinW-style data sets on a CPU.
-
-    ``python -m jobs.sweep few-shot --model /abs/model --root /abs/odinw --out /abs/dir``: about 10 s per trial of a
-    nano model on 2 CPU cores.
-    """
-    return SweepJob(sweep=nano_sweep())
-
-
-def odinw() -> SweepJob:
-    """Sweep ODinW-13 as the paper does: 1, 3, 5 and 10 shots, three draws, 200 epochs with early stopping.
-
-    ``python -m jobs.sweep odinw --model /abs/model --root /abs/odinw --out /abs/dir``: meant for GPUs; never run yet.
-    """
-    return SweepJob(sweep=SweepConfig(shots=(1, 3, 5, 10), num_gpus=1, max_concurrent=8))
-
-
 def nano_training() -> PretrainConfig:
     """Train a nano model from nothing: rates for a model this small, not those of the paper."""
     return PretrainConfig(
@@ -352,18 +350,6 @@ def student_training() -> PretrainConfig:
     """Continue from a trained nano model at half its rate."""
     start = nano_training()
     return replace(start, optim=replace(start.optim, lr=1e-3), num_steps=450)
-
-
-def nano_sweep() -> SweepConfig:
-    """Tune a nano model's prompt in seconds."""
-    return SweepConfig(
-        seeds=(3, 30),
-        tuning=PromptTuningConfig(lr=0.02),
-        max_epochs=24,
-        evaluate_every=4,
-        stop_patience=4,
-        step_patience=2,
-    )
 
 
 def convert_glip_t() -> ConvertJob:
@@ -398,25 +384,6 @@ def convert_t() -> ConvertJob:
     there is nothing to convert: no weights with their text encoder were ever released.
     """
     return replace(convert_glip_t(), model=t(), init_missing_heads=True)
-
-
-def predict_cpu() -> PredictJob:
-    """Find categories, or the phrases of a caption, in pictures of one's own.
-
-    ``python -m jobs.predict cpu --model /abs/model --images /abs/dir --categories cat "red mug" --out /abs/out``, or
-    ``--caption "A cat beside a red mug."``: a fraction of a second per picture with a nano model; what larger ones cost
-    is said by ``make bench``.
-    """
-    return PredictJob()
-
-
-def predict_gpu() -> PredictJob:
-    """Find categories, or the phrases of a caption, in many pictures: one GPU, bfloat16.
-
-    ``python -m jobs.predict gpu --model /abs/model --images /abs/dir --categories cat "red mug" --out /abs/out``. Never
-    run yet: no GPU was at hand when this was written.
-    """
-    return PredictJob(device="cuda", bf16=True)
 
 
 def coco_bbox_score() -> ScoreJob:
@@ -507,12 +474,14 @@ PRETRAININGS = {
     "b-stage2": b_stage2_pretrain,
     "h": h_pretrain,
 }
-ABLATIONS = {"full": ablate_full, "smoke": ablate_smoke}
+ABLATIONS = {
+    "full": ablate_full,
+    "quick": ablate_quick,
+    "generations": ablate_generations,
+    "smoke": ablate_smoke,
+}
 VOCABULARIES = {"nano": nano_vocabulary}
-EVALUATIONS = {"coco": nano_evaluate}
-SWEEPS = {"few-shot": few_shot, "odinw": odinw}
 CONVERSIONS = {"glip-t": convert_glip_t, "glip-t-a": convert_glip_t_a, "glip-l": convert_glip_l, "t": convert_t}
-PREDICTIONS = {"cpu": predict_cpu, "gpu": predict_gpu}
 SCORES = {
     "coco-bbox": coco_bbox_score,
     "coco-segm": coco_segm_score,

@@ -4,6 +4,7 @@ Read `demo` from top to bottom and you know the product. Each line is a stage th
 one directory, and is skipped when that directory is already finished, so a killed flow goes on where it stopped.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from glipv2.checkpoint import weights_sha256
 from glipv2.text.tokenizer import make_vocabulary
-from pipeline import summary
+from pipeline import summary, sweep_summary
 from pipeline.download import DownloadConfig, download
 from pipeline.evaluate import Benchmark, EvaluateConfig, evaluate, measure_folder
 from pipeline.miniature.config import MiniatureConfig
@@ -20,6 +21,7 @@ from pipeline.miniature.server import serve
 from pipeline.miniature.world import World, build_world
 from pipeline.paths import NOT_GIVEN, require, require_places
 from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, pretrain, read_record
+from pipeline.protocol import read_protocol
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
 from pipeline.report import ReportInputs, Score, Trial
 from pipeline.row_index import SourceConfig
@@ -30,8 +32,9 @@ from pipeline.sources.pairs import PairsConfig, import_pairs
 from pipeline.sources.store import store_source
 from pipeline.storage import Place
 from pipeline.summary import Outcome, publish, record_stage, ui_command
-from pipeline.sweep import SweepConfig, SweepInputs, sweep
+from pipeline.sweep import SweepConfig, SweepInputs, choose, sweep
 from pipeline.tracking import Run, open_run
+from pipeline.trial import TrialInputs
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -89,8 +92,12 @@ def demo(cfg: DemoConfig) -> Outcome:
         student = train(cfg.student, more, out, run)
 
         scores = evaluate(cfg.evaluate, {r.name: r.model for r in (teacher, student)}, benchmarks(world), out)
-        transfer = SweepInputs(model=student.model, root=world.odinw, datasets=cfg.sweep_datasets)
-        trials = sweep(cfg.sweep, transfer, out / "sweep", run)
+        transfer = SweepInputs(
+            trial=TrialInputs(model=student.model, root=world.odinw),
+            datasets=cfg.sweep_datasets,
+            store=Place.of(out / "trials"),
+        )
+        trials = sweep_summary.trials(choose(sweep(cfg.sweep, transfer, run)))
         return report_demo(cfg, run, [boxes, gold, images, labels], [teacher, student], (scores, trials))
 
 
@@ -256,63 +263,57 @@ def pretrain_alone(cfg: PretrainJob) -> Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateJob:
-    """One model on one data set."""
-
-    model: Path = NOT_GIVEN
-    """Model folder, absolute."""
-    annotations: Path = NOT_GIVEN
-    """COCO json, absolute."""
-    images: Path = NOT_GIVEN
-    """Folder its file names are relative to, absolute."""
-    out: Path = NOT_GIVEN
-    """Folder for the default MLflow store, absolute."""
-    evaluate: EvaluateConfig
-    """How to run the model."""
-
-    def check(self) -> None:
-        """Refuse a command line that lacks what no recipe can know."""
-        require(model=self.model, annotations=self.annotations, images=self.images, out=self.out)
-
-
-def evaluate_alone(cfg: EvaluateJob) -> Outcome:
-    """Measure a model and record the scores."""
-    hashes = {"model": weights_sha256(cfg.model), "annotations": file_sha256(cfg.annotations)}
-    with open_run(cfg.out, "evaluate", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
-        run.tags(hashes)
-        benchmark = Benchmark(name=cfg.annotations.stem, annotations=cfg.annotations, images=cfg.images)
-        [score] = evaluate(cfg.evaluate, {cfg.model.parent.name: cfg.model}, [benchmark], cfg.out)
-        run.metrics({"ap": score.ap, "ap50": score.ap50})
-        shown = f"AP {score.ap:.1f}, AP50 {score.ap50:.1f} on {score.num_images} images of {score.dataset}"
-        return Outcome(text=f"{shown}\nMLflow UI  {ui_command(run.uri)}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SweepJob:
     """A few-shot sweep over data sets in ODinW's layout."""
 
-    model: Path = NOT_GIVEN
+    checkpoint: Path = NOT_GIVEN
     """Model folder, absolute."""
-    root: Path = NOT_GIVEN
+    data: Path = NOT_GIVEN
     """Folder of the data sets, absolute."""
     datasets: tuple[str, ...] = ()
     """Names of the data sets; empty takes all that are found."""
+    protocol: str = ""
+    """Benchmark whose data sets all must be there, and whose mean is given; none, any data sets will do."""
+    probe_annotations: Path = NOT_GIVEN
+    """COCO json of a fixed probe that is measured zero-shot before and after tuning, absolute: what is forgotten."""
+    probe_images: Path = NOT_GIVEN
+    """Folder its file names are relative to, absolute."""
+    store: str = ""
+    """Folder of finished trials, absolute or ``s3://``, which several sweeps may share; none given, the sweep's own."""
     out: Path = NOT_GIVEN
     """Folder for trials and report, absolute."""
     sweep: SweepConfig
-    """Shots, seeds and tuning."""
+    """Modes, shots, seeds and rates."""
 
     def check(self) -> None:
         """Refuse a command line that lacks what no recipe can know."""
-        require(model=self.model, root=self.root, out=self.out)
+        require(checkpoint=self.checkpoint, data=self.data, out=self.out)
+        require_places(store=self.store or None)
+        if self.probe_annotations != NOT_GIVEN or self.probe_images != NOT_GIVEN:
+            require(probe_annotations=self.probe_annotations, probe_images=self.probe_images)
 
 
 def sweep_alone(cfg: SweepJob) -> Outcome:
     """Run the sweep and report on it."""
-    hashes = {"model": weights_sha256(cfg.model)}
+    protocol = read_protocol(cfg.protocol) if cfg.protocol else None
+    names = cfg.datasets or (tuple(d.name for d in protocol.datasets) if protocol else ())
+    probe = None
+    if cfg.probe_annotations != NOT_GIVEN:
+        probe = Benchmark(name="probe", annotations=cfg.probe_annotations, images=cfg.probe_images)
+    inputs = SweepInputs(
+        trial=TrialInputs(model=cfg.checkpoint, root=cfg.data, probe=probe),
+        datasets=names,
+        store=Place.of(cfg.store or cfg.out / "trials"),
+    )
+    hashes = {"model": weights_sha256(cfg.checkpoint), **({"protocol": protocol.hash} if protocol else {})}
     with open_run(cfg.out, "sweep", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
         run.tags(hashes)
-        inputs = SweepInputs(model=cfg.model, root=cfg.root, datasets=cfg.datasets)
-        trials = sweep(cfg.sweep, inputs, cfg.out / "sweep", run)
-        found = ReportInputs(**summary.header("Few-shot sweep", run, asdict(cfg)), input_hashes=hashes, trials=trials)
-        return publish(found, cfg.out, run)
+        results = sweep(cfg.sweep, inputs, run)
+        # The mean of a benchmark is over all its data sets or none.
+        whole = protocol if protocol and not cfg.datasets else None
+        found = sweep_summary.summarize(results, cfg.sweep, whole)
+        write_atomically(cfg.out / "sweep.json", json.dumps(found, indent=1))
+        run.artifact(cfg.out / "sweep.json")
+        header = summary.header("Few-shot sweep", run, asdict(cfg))
+        trials, details = sweep_summary.trials(choose(results)), sweep_summary.tables(found)
+        return publish(ReportInputs(**header, input_hashes=hashes, trials=trials, details=details), cfg.out, run)

@@ -109,7 +109,7 @@ class Trainee:
 
     def train(self) -> Iterator[dict[str, float]]:
         """Take the steps that are left; give the account of each."""
-        batches, parts = iter(self._loader()), self.cfg.ingest.accumulate
+        batches, parts = iter(self.loader()), self.cfg.ingest.accumulate
         while self.step < self.cfg.num_steps:
             started = time.perf_counter()
             waited, pixels, losses = 0.0, 0, []
@@ -129,7 +129,8 @@ class Trainee:
             self.seconds += seconds
             yield account | self._rates(seconds, waited, pixels)
 
-    def _loader(self) -> DataLoader[Batch]:
+    def loader(self) -> DataLoader[Batch]:
+        """Give the batches of the steps that are left."""
         parts = self.cfg.ingest.accumulate
         return DataLoader(
             self.data,

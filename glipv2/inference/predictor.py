@@ -3,9 +3,11 @@
 >>> predictor = Predictor.load(Path("/models/mine"), device="cuda", bf16=True)
 >>> [found] = predictor.detect([Image.open("photo.jpg")], ["cat", "remote control"])
 >>> [found] = predictor.ground([Image.open("photo.jpg")], ["Two cats sleep on a pink sofa."])
+>>> [found] = predictor.detect_tuned([Image.open("photo.jpg")], TunedPrompt.load(Path("/prompts/cats.safetensors")))
 >>> list(zip(found.phrases, found.scores, found.boxes_xyxy.tolist()))
 """
 
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from glipv2.checkpoint import load
+from glipv2.checkpoint import fingerprint, load
 from glipv2.image import Picture, pad_pictures, padded_size, prepare
 from glipv2.inference.postprocess import Detections, PostprocessConfig, postprocess
 from glipv2.inference.query import Query, caption_prompt, make_queries
@@ -27,6 +29,8 @@ from glipv2.sample import pad_tokens
 from glipv2.text.phrases import PatternParser, PhraseConfig, PhraseParser
 from glipv2.text.prompts import Prompt, chunk_prompts
 from glipv2.text.tokenizer import CharSpan, Tokenizer
+from glipv2.transfer.feature_cache import FeatureCache
+from glipv2.transfer.tuned_prompt import TunedPrompt
 
 CACHED_TEXTS = 256
 """Encoded texts a predictor keeps: 200 MB if each is 256 tokens of width 768."""
@@ -96,7 +100,11 @@ class Predictor:
         self.device = next(model.parameters()).device
         self.bf16, self.batch_size = bf16, batch_size
         self.parser = parser or PatternParser(PhraseConfig())
+        self.image_cache: FeatureCache | None = None
+        """Set one to remember what the image encoder made of images: asking the same ones again then costs fusion and
+        head alone. It must outlive its use here, and know no other model."""
         self._texts: dict[str, Tensor] = {}
+        self._fingerprint = ""
         self._lock = threading.Lock()
 
     @classmethod
@@ -151,13 +159,24 @@ class Predictor:
         Args:
             images: any sizes.
             prompt: a text whose spans are looked for; what its longest length cuts off is reported as unseen.
-            offset: learned offset of the text features (`glipv2.transfer.prompt`).
+            offset: learned offset of the text features (`glipv2.transfer.tune`).
         """
         _check_images(images)
-        return [
-            replace(f, spans=[])
-            for f in self.find(images, [make_queries([prompt], self.tokenizer)] * len(images), offset)
-        ]
+        queries = make_queries([prompt], self.tokenizer)
+        features = None if offset is None else self._shift(queries, offset)
+        return [replace(f, spans=[]) for f in self.find(images, [queries] * len(images), features)]
+
+    def detect_tuned(self, images: Sequence[Image.Image], tuned: TunedPrompt) -> list[Prediction]:
+        """Find the categories of a tuned prompt; needs no text encoder (`glipv2.checkpoint.load`).
+
+        Raises:
+            ValueError: it was tuned for another model, or an image cannot be read.
+        """
+        _check_images(images)
+        queries = make_queries([tuned.prompt], self.tokenizer)
+        self._fingerprint = self._fingerprint or fingerprint(self.model)
+        tuned.check(self._fingerprint, queries[0].encoding.ids)
+        return [replace(f, spans=[]) for f in self.find(images, [queries] * len(images), tuned.features)]
 
     def ground(
         self,
@@ -195,27 +214,35 @@ class Predictor:
 
     @torch.no_grad()  # not inference mode: its tensors could not be changed by who gets them
     def find(
-        self, images: Sequence[Image.Image], queries: Sequence[Sequence[Query]], offset: Tensor | None = None
+        self, images: Sequence[Image.Image], queries: Sequence[Sequence[Query]], text: Tensor | None = None
     ) -> list[Prediction]:
         """Look for what is asked of each image; all images are asked equally often.
 
         Args:
             images: any sizes.
             queries: per image tokenized texts; a label is scored by the mean of the tokens its query names.
-            offset: added to the text features.
+            text: features of the text of all queries, instead of what the text encoder would give.
         """
         found = [_prediction(None, own, [], 0) for own in queries]
         for batch in self._batches(images, [i for i, own in enumerate(queries) if any(q.seen for q in own)]):
             pictures = [prepare(images[i], self.model.cfg) for i in batch]
-            pixels = pad_pictures(pictures, self.model.cfg.pad_multiple_px).to(self.device)
+            pixels = pad_pictures(pictures, self.model.cfg.pad_multiple_px)
             with self._lock, self._autocast():
-                pyramid = self.model.encode_image(pixels)
+                pyramid = self._see(pixels)
             turns = zip(*(queries[i] for i in batch), strict=True)
-            parts = [self._ask(pyramid, [p.size for p in pictures], turn, offset) for turn in turns]
+            parts = [self._ask(pyramid, [p.size for p in pictures], turn, text) for turn in turns]
             finite = torch.stack([numbers for _, numbers in parts]).all(0).tolist()
             for i, picture, sound, *own in zip(batch, pictures, finite, *(part for part, _ in parts), strict=True):
                 found[i] = replace(_prediction(picture, queries[i], own, self.cfg.max_detections), finite=sound)
         return found
+
+    def _see(self, pixels: Float[Tensor, "b 3 h w"]) -> Pyramid:
+        """Encode a batch of images, or remember it: the same pixels, padding included, have the same features."""
+        if self.image_cache is None:
+            return self.model.encode_image(pixels.to(self.device))
+        key = (pixels.shape, hashlib.sha256(pixels.numpy().tobytes()).digest())
+        known = self.image_cache.get(key, lambda: self.model.encode_image(pixels.to(self.device)))
+        return [level.to(self.device) for level in known]
 
     def _batches(self, images: Sequence[Image.Image], wanted: Sequence[int]) -> list[list[int]]:
         """Group images by their size in the network."""
@@ -226,14 +253,12 @@ class Predictor:
         return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
     def _ask(
-        self, pyramid: Pyramid, sizes: Sequence[tuple[int, int]], queries: Sequence[Query], offset: Tensor | None
+        self, pyramid: Pyramid, sizes: Sequence[tuple[int, int]], queries: Sequence[Query], features: Tensor | None
     ) -> tuple[list[Detections], Bool[Tensor, " b"]]:
         """Ask one query of each image of a batch; tell also whose alignments are numbers."""
         lengths = torch.tensor([len(query.encoding.ids) for query in queries], device=self.device)
         with self._lock:
-            text = self._encode(queries)
-            if offset is not None:
-                text = text + offset[: text.shape[1]]
+            text = self._encode(queries) if features is None else features.to(self.device).expand(len(queries), -1, -1)
             mask = (torch.arange(text.shape[1], device=self.device) < lengths[:, None]).long()
             with self._autocast():
                 regions = self.model.fuse(pyramid, text, mask)
@@ -241,6 +266,13 @@ class Predictor:
         # What is no number exceeds no threshold, so a broken network finds nothing. A sum shows it, in one pass.
         finite = regions.alignment.sum((1, 2)).isfinite()
         return postprocess(regions, tokens, sizes, self.model.cfg, self.cfg), finite
+
+    @torch.no_grad()
+    def _shift(self, queries: Sequence[Query], offset: Tensor) -> Float[Tensor, "t d"]:
+        """Move the text features of one prompt by an offset."""
+        with self._lock:
+            features = self._encode(queries)[0]
+        return features + offset[: len(features)].to(self.device)
 
     def _encode(self, queries: Sequence[Query]) -> Float[Tensor, "b t d"]:
         """Encode texts, or remember them; what is padded is zero and never read."""

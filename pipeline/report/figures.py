@@ -1,79 +1,33 @@
 """The charts of a report, each drawn twice: on light and on dark ground.
 
-Figures are made without pyplot, so nothing global (backend, settings, open windows) changes. One chart holds one
-panel: the page lays the panels out, so that they stay readable at any width.
+One chart holds one panel: the page lays the panels out, so that they stay readable at any width.
 """
 
-import io
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.report.canvas import Chart, Theme, chart, legend, panel, plain
 from pipeline.report.inputs import ZERO_SHOT, Score, Stage, Training, Trial
-from pipeline.report.tables import chains, count, mean_and_spread, percent, shorten, shots_name, unique, with_mean
+from pipeline.report.tables import (
+    chains,
+    count,
+    mean_and_spread,
+    percent,
+    shorten,
+    shots_mark,
+    shots_name,
+    unique,
+    with_mean,
+)
 
-DOTS_PER_INCH = 170
 MAX_REASONS = 8
 """Reasons of one stage drawn by name; the rest share a bar."""
 MAX_POINTS = 1500
 """Points of one curve: more cannot be seen."""
 NAME_LENGTH = 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Theme:
-    """Colours of one ground; series colours stay apart for colour-blind readers (after Okabe and Ito)."""
-
-    surface: str
-    ink: str
-    muted: str
-    grid: str
-    kept: str
-    rejected: str
-    series: tuple[str, ...]
-
-
-LIGHT = Theme(
-    surface="#ffffff",
-    ink="#1b2128",
-    muted="#5a6572",
-    grid="#e3e7ec",
-    kept="#0072b2",
-    rejected="#d98200",
-    series=("#0072b2", "#d55e00", "#00795a", "#a8437f"),
-)
-DARK = Theme(
-    surface="#171c22",
-    ink="#e8edf2",
-    muted="#9fabb8",
-    grid="#2c343d",
-    kept="#56b4e9",
-    rejected="#e69f00",
-    series=("#56b4e9", "#ff9a4d", "#35c79c", "#e596c3"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One drawn panel."""
-
-    name: str
-    """File name without ending; unique in a report."""
-    title: str
-    """Heading of the panel."""
-    alt: str
-    """The numbers of the panel in words, for those who cannot see it."""
-    light: bytes
-    """PNG on light ground."""
-    dark: bytes
-    """PNG on dark ground."""
-    width_in: float
-    """Width it was drawn for, inches of text size."""
 
 
 def funnel_charts(stages: list[Stage]) -> list[Chart]:
@@ -84,21 +38,21 @@ def funnel_charts(stages: list[Stage]) -> list[Chart]:
     alt = "Rows by stage and reason: " + "; ".join(f"{label} {count(length)}" for label, _, length, _ in bars)
 
     def draw(theme: Theme) -> Figure:
-        figure, axes = _panel(theme, 6.0, 0.5 + 0.27 * len(bars))
+        figure, axes = panel(theme, 6.0, 0.5 + 0.27 * len(bars))
         longest = max(start + length for _, start, length, _ in bars) or 1
         for row, (_, start, length, kept) in enumerate(bars):
             axes.barh(row, length, left=start, height=0.7, color=theme.kept if kept else theme.rejected)
             text = count(length) if kept else f"−{count(length)}"
             axes.text(start + length + 0.01 * longest, row, text, va="center", fontsize=8.5, color=theme.ink)
         axes.set(xlim=(0, 1.14 * longest), ylim=(len(bars) - 0.4, -0.6))
-        axes.set_yticks(range(len(bars)), [_plain(label) for label, *_ in bars])
+        axes.set_yticks(range(len(bars)), [plain(label) for label, *_ in bars])
         for label, (_, _, _, kept) in zip(axes.get_yticklabels(), bars, strict=True):
             label.set(color=theme.ink if kept else theme.muted, fontweight="bold" if kept else "normal")
         axes.set_xticks([])
         axes.grid(visible=False)
         return figure
 
-    return [_chart("funnel", "Where every row went", alt, draw, 6.0)]
+    return [chart("funnel", "Where every row went", alt, draw, 6.0)]
 
 
 def score_charts(scores: list[Score]) -> list[Chart]:
@@ -127,7 +81,9 @@ def training_charts(trainings: list[Training]) -> list[Chart]:
 def trial_charts(trials: list[Trial]) -> list[Chart]:
     """Draw AP over shots, one panel per data set and, first, one for their mean; all share the AP axis."""
     rows = with_mean(trials)
-    top = max((trial.ap for trial in rows if not math.isnan(trial.ap)), default=1.0)
+    top = (
+        max((trial.ap for trial in rows if not math.isnan(trial.ap)), default=0.0) or 1.0
+    )  # an axis of no length warns
     shots = sorted({trial.shots for trial in rows})
     return [
         _shots_chart(f"shots_{number:02d}", [trial for trial in rows if trial.dataset == dataset], shots, top)
@@ -162,22 +118,22 @@ def _score_chart(nouns: str, values: dict[tuple[str, str], float], models: list[
     height = 0.8 + len(datasets) * (0.22 + 0.2 * len(models))
 
     def draw(theme: Theme) -> Figure:
-        figure, axes = _panel(theme, 4.2, height)
+        figure, axes = panel(theme, 4.2, height)
         thickness = 0.78 / len(models)
         for index, model in enumerate(models):
             colour = theme.series[index % len(theme.series)]
             here = [(row, values[model, name]) for row, name in enumerate(datasets) if (model, name) in values]
             rows = [row + (index - (len(models) - 1) / 2) * thickness for row, _ in here]
-            axes.barh(rows, [v for _, v in here], height=0.9 * thickness, color=colour, label=_plain(model))
+            axes.barh(rows, [v for _, v in here], height=0.9 * thickness, color=colour, label=plain(model))
             for row, (_, value) in zip(rows, here, strict=True):
                 axes.text(value + 0.012 * longest, row, percent(value), va="center", fontsize=8, color=theme.ink)
         axes.set(xlim=(0, 1.16 * max(longest, 1.0)), ylim=(len(datasets) - 0.45, -0.55))
-        axes.set_yticks(range(len(datasets)), [_plain(shorten(name, NAME_LENGTH)) for name in datasets])
+        axes.set_yticks(range(len(datasets)), [plain(shorten(name, NAME_LENGTH)) for name in datasets])
         axes.grid(visible=False, axis="y")
-        _legend(figure, axes, theme)
+        legend(figure, axes, theme)
         return figure
 
-    return _chart(f"scores_{nouns}", f"AP50, {nouns} nouns", "AP50 in percent: " + "; ".join(told), draw, 4.2)
+    return chart(f"scores_{nouns}", f"AP50, {nouns} nouns", "AP50 in percent: " + "; ".join(told), draw, 4.2)
 
 
 def _loss_names(training: Training) -> list[str]:
@@ -204,26 +160,26 @@ def _loss_chart(name: str, model: str, curves: dict[str, tuple[np.ndarray, np.nd
     smallest = min(float(values.min()) for _, values in curves.values())
 
     def draw(theme: Theme) -> Figure:
-        figure, axes = _panel(theme, 4.2, 2.9)
+        figure, axes = panel(theme, 4.2, 2.9)
         colours = (theme.ink, *theme.series)
         for index, (part, (steps, values)) in enumerate(curves.items()):
             colour = colours[index % len(colours)]
             axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.28)
             label = part.removeprefix("loss_") if index else "loss, all parts"
             width = 1.4 if index else 2.0
-            axes.plot(steps, _smoothed(values), color=colour, linewidth=width, label=_plain(label))
+            axes.plot(steps, _smoothed(values), color=colour, linewidth=width, label=plain(label))
         if smallest > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter("")
         axes.set_xlabel("Step", fontsize=8.5, color=theme.muted)
-        _legend(figure, axes, theme)
+        legend(figure, axes, theme)
         return figure
 
-    return _chart(name, f"Loss, {model}", f"Loss of {model} over steps: " + "; ".join(told), draw, 4.2)
+    return chart(name, f"Loss, {model}", f"Loss of {model} over steps: " + "; ".join(told), draw, 4.2)
 
 
-def _shots_chart(name: str, trials: list[Trial], shots: list[int], top: float) -> Chart:
+def _shots_chart(name: str, trials: list[Trial], shots: list[float], top: float) -> Chart:
     by_mode = {mode: _aps(trials, mode) for mode in unique(trial.mode for trial in trials)}
     zero = by_mode.pop(ZERO_SHOT, {})
     cells = {(mode, n): aps for mode, curve in by_mode.items() for n, aps in curve.items()}
@@ -231,7 +187,7 @@ def _shots_chart(name: str, trials: list[Trial], shots: list[int], top: float) -
     told += [f"{mode} {shots_name(n)} {mean_and_spread(aps)}" for (mode, n), aps in cells.items()]
 
     def draw(theme: Theme) -> Figure:
-        figure, axes = _panel(theme, 3.2, 2.3)
+        figure, axes = panel(theme, 3.2, 2.3)
         for index, (mode, tuned) in enumerate(by_mode.items()):
             colour = theme.series[index % len(theme.series)]
             curve = {**zero, **tuned}
@@ -244,58 +200,18 @@ def _shots_chart(name: str, trials: list[Trial], shots: list[int], top: float) -
             axes.axhline(mean, color=theme.muted, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
             axes.plot([0], [mean], color=theme.ink, marker="D", markersize=4.5, linestyle="", label=ZERO_SHOT)
         axes.set(xlim=(-0.35, len(shots) - 0.65), ylim=(0, 1.08 * top))
-        axes.set_xticks(range(len(shots)), [str(n) for n in shots])
+        axes.set_xticks(range(len(shots)), [shots_mark(n) for n in shots])
         axes.set_xlabel("Shots per class", fontsize=8.5, color=theme.muted)
         if len(by_mode) > 1:
-            _legend(figure, axes, theme)
+            legend(figure, axes, theme)
         return figure
 
-    return _chart(name, trials[0].dataset, "AP in percent: " + "; ".join(told), draw, 3.2)
+    return chart(name, trials[0].dataset, "AP in percent: " + "; ".join(told), draw, 3.2)
 
 
-def _aps(trials: list[Trial], mode: str) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
+def _aps(trials: list[Trial], mode: str) -> dict[float, list[float]]:
+    found: dict[float, list[float]] = {}
     for trial in sorted(trials, key=lambda trial: trial.shots):
         if trial.mode == mode and not math.isnan(trial.ap):
             found.setdefault(trial.shots, []).append(trial.ap)
     return found
-
-
-def _panel(theme: Theme, width_in: float, height_in: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width_in, height_in), facecolor=theme.surface, layout="constrained")
-    axes = figure.add_subplot(facecolor=theme.surface)
-    axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=theme.muted)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    return figure, axes
-
-
-def _legend(figure: Figure, axes: Axes, theme: Theme) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=4,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=theme.ink,
-        handlelength=1.2,
-        columnspacing=1.2,
-    )
-
-
-def _plain(text: str) -> str:
-    """Keep matplotlib from reading dollar signs in names as formulas."""
-    return text.replace("$", r"\$")
-
-
-def _chart(name: str, title: str, alt: str, draw: Callable[[Theme], Figure], width_in: float) -> Chart:
-    return Chart(name=name, title=title, alt=alt, light=_png(draw(LIGHT)), dark=_png(draw(DARK)), width_in=width_in)
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, pil_kwargs={"optimize": True})
-    return stream.getvalue()

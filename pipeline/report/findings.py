@@ -4,7 +4,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from pipeline.report.inputs import ZERO_SHOT, LabelQuality, ReportInputs, Score, Stage, Training, Trial
+from pipeline.report.analysis_tables import in_percent, score_text, total
+from pipeline.report.inputs import ZERO_SHOT, Analysis, LabelQuality, ReportInputs, Score, Stage, Training, Trial
 from pipeline.report.tables import (
     chains,
     count,
@@ -52,6 +53,7 @@ def sentences(inputs: ReportInputs) -> list[str]:
         *map(_training_sentence, inputs.trainings),
         *map(_score_sentence, _comparisons(inputs.scores)),
         *map(_trial_sentence, _sweeps(inputs.trials)),
+        *(_analysis_sentences(inputs.analysis) if inputs.analysis else []),
     ]
 
 
@@ -75,6 +77,8 @@ def tiles(inputs: ReportInputs) -> list[Tile]:
         training = inputs.trainings[-1]
         note = f"images in {duration(training.seconds)}, {count(training.steps)} steps"
         found.append(Tile(label=f"Training, {training.model}", value=count(training.images_seen), note=note))
+    if inputs.analysis:
+        found += _analysis_tiles(inputs.analysis)
     return found
 
 
@@ -167,3 +171,54 @@ def _trial_sentence(sweep: tuple[list[Trial], list[Trial]]) -> str:
         return f"{text}."
     gain = difference(statistics.fmean(t.ap for t in tuned), statistics.fmean(t.ap for t in zero))
     return f"{text}, {ZERO_SHOT} {mean_and_spread([t.ap for t in zero])} ({gain})."
+
+
+def _analysis_sentences(analysis: Analysis) -> list[str]:
+    deployed, best = analysis.overall.at(analysis.threshold), analysis.overall.best()
+    told = [
+        f"AP {in_percent(analysis.measures['AP'])}, AP50 {in_percent(analysis.measures['AP50'])} over "
+        f"{count(analysis.num_images)} images and {count(deployed.num_truth)} truth boxes of {analysis.dataset}.",
+        f"At the deployed threshold {score_text(analysis.threshold)}: precision "
+        f"{in_percent(deployed.precision)}, recall "
+        f"{in_percent(deployed.recall)}, F1 {in_percent(deployed.f1)}; the best F1, {in_percent(best.f1)}, is at "
+        f"{score_text(best.threshold)}.",
+    ]
+    if any(analysis.kinds.values()):
+        kind = max(analysis.kinds, key=lambda kind: analysis.kinds[kind])
+        part = share(analysis.kinds[kind], sum(analysis.kinds.values()))
+        told.append(f"Of {count(deployed.num_wrong)} false positives there most are of kind {kind} ({part}).")
+    for listed in (False, True):
+        rate = total(analysis.absent, listed=listed)
+        if rate.num_absent:
+            found = share(rate.num_absent_found, rate.num_absent)
+            beside = f", where present {share(rate.num_present_found, rate.num_present)}" if rate.num_present else ""
+            told.append(f"Asked for what is not there, {rate.name} find something in {found} of pictures{beside}.")
+    return told
+
+
+def _analysis_tiles(analysis: Analysis) -> list[Tile]:
+    deployed, best = analysis.overall.at(analysis.threshold), analysis.overall.best()
+    at = f"at {score_text(analysis.threshold)}"
+    found = [
+        Tile(
+            label="AP", value=in_percent(analysis.measures["AP"]), note=f"AP50 {in_percent(analysis.measures['AP50'])}"
+        ),
+        Tile(label=f"Precision {at}", value=in_percent(deployed.precision), note=f"{count(deployed.num_wrong)} wrong"),
+        Tile(label=f"Recall {at}", value=in_percent(deployed.recall), note=f"of {count(deployed.num_truth)} boxes"),
+        Tile(
+            label=f"F1 {at}",
+            value=in_percent(deployed.f1),
+            note=f"best {in_percent(best.f1)} at {score_text(best.threshold)}",
+        ),
+    ]
+    rate = total(analysis.absent, listed=False)
+    if rate.num_absent:
+        value, beside = (
+            share(part, whole)
+            for part, whole in (
+                (rate.num_absent_found, rate.num_absent),
+                (rate.num_present_found, rate.num_present),
+            )
+        )
+        found.append(Tile(label="Found though absent", value=value, note=f"where present {beside}"))
+    return found

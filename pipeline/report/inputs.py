@@ -4,9 +4,13 @@ import json
 import math
 from dataclasses import dataclass, field
 
+from glipv2.evaluation.errors import Calibration, Curve
+
 ZERO_SHOT = "zero-shot"
-MODES = (ZERO_SHOT, "prompt", "full")
-"""Ways of a trial: the model as it is, only the prompt tuned, everything tuned."""
+MODES = (ZERO_SHOT, "prompt", "linear", "full")
+"""Ways of a trial: the model as it is, the prompt tuned, the prediction layers, everything."""
+ALL_DATA = math.inf
+"""Shots of a trial that has all training images."""
 
 NOUN_GROUPS = ("base", "novel", "all")
 """Nouns the teacher had boxes for, nouns it had none for, and both together."""
@@ -95,8 +99,8 @@ class Trial:
     """Name of the data set."""
     mode: str
     """One of `MODES`."""
-    shots: int
-    """Training images per class; 0 for zero-shot."""
+    shots: float
+    """Training images per class; 0 for zero-shot, `ALL_DATA` for all there are."""
     seed: int
     """Seed that chose the training images."""
     ap: float
@@ -112,7 +116,7 @@ class Trial:
             raise ValueError(f"mode of a trial is {self.mode!r}; allowed: {', '.join(MODES)}; correct the trial")
         if (self.shots == 0) != (self.mode == ZERO_SHOT) or self.shots < 0:
             raise ValueError(
-                f"a {self.mode} trial has {self.shots} shots; allowed: 0 for {ZERO_SHOT}, 1 or more otherwise; "
+                f"a {self.mode} trial has {self.shots:g} shots; allowed: 0 for {ZERO_SHOT}, 1 or more otherwise; "
                 "correct the trial"
             )
         _check_percent(f"trial on {self.dataset}", self.ap, self.ap50)
@@ -169,6 +173,92 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassResult:
+    """How one class of a data set is detected."""
+
+    name: str
+    """Name of the class."""
+    measures: dict[str, float]
+    """Fractions named in `glipv2.evaluation.errors.MEASURES`; nan where there is no truth."""
+    curve: Curve
+    """Right and wrong detections at every score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeResult:
+    """How objects of one size are found."""
+
+    name: str
+    """One of COCO's sizes."""
+    num_truth: int
+    """Boxes of this size."""
+    num_found: int
+    """Those found at the deployed threshold."""
+    ap: float
+    """COCO AP over this size, a fraction; nan where there is no truth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameRate:
+    """How often a name finds something in pictures without and with it."""
+
+    name: str
+    """What was asked for."""
+    listed: bool
+    """Whether it is of the list of further names instead of the data set's."""
+    num_absent: int
+    """Pictures without it that were asked for it."""
+    num_absent_found: int
+    """Those in which something was found at the deployed threshold."""
+    num_present: int
+    """Pictures with it that were asked for it."""
+    num_present_found: int
+    """Those in which something was found at the deployed threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What a detector gets right and wrong on one data set."""
+
+    dataset: str
+    """Name of the data set."""
+    num_images: int
+    """Images of the data set."""
+    threshold: float
+    """Deployed threshold: a user sees detections of at least this score."""
+    measures: dict[str, float]
+    """Means over the classes, as each class has them."""
+    overall: Curve
+    """All classes together."""
+    classes: list[ClassResult]
+    """The one with the most truth first."""
+    kinds: dict[str, int]
+    """False positives at the deployed threshold by kind."""
+    sizes: list[SizeResult]
+    """COCO's sizes, the smallest first."""
+    calibration: Calibration | None
+    """Scores against the share that is right; None if scores are no fractions."""
+    absent: list[NameRate] = field(default_factory=list)
+    """Outcome of asking for what is not there; empty if not asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of ready text under named columns."""
+
+    caption: str
+    """What the table shows, one line."""
+    columns: list[str]
+    """Column names."""
+    rows: list[list[str]]
+    """One text per column in every row."""
+    num_names: int = 1
+    """Leading columns that hold names; those after it hold numbers and are aligned to the right."""
+    folded: bool = False
+    """Whether the table is long and starts folded where the medium can do so."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportInputs:
     """Everything a report shows. Any list may be empty; its section is then left out."""
 
@@ -198,6 +288,10 @@ class ReportInputs:
     """Trainings in the order they ran."""
     trials: list[Trial] = field(default_factory=list)
     """Trials of the few-shot sweep."""
+    details: list[Table] = field(default_factory=list)
+    """Tables of the job's own."""
+    analysis: Analysis | None = None
+    """What one detector gets right and wrong."""
     label_quality: list[LabelQuality] = field(default_factory=list)
     """Quality of the pseudo-labels."""
     pictures: list[Picture] = field(default_factory=list)

@@ -3,10 +3,11 @@
 import re
 from html import escape
 
-from pipeline.report.figures import Chart
+from pipeline.report.canvas import Chart
+from pipeline.report.inputs import Table
 from pipeline.report.pictures import Drawing
 from pipeline.report.sections import Report, Section
-from pipeline.report.tables import Table, input_table, run_table
+from pipeline.report.tables import input_table, run_table
 
 FOLDER = "figures"
 """Where the pictures are, relative to the Markdown file."""

@@ -4,11 +4,12 @@ import base64
 import re
 from html import escape
 
-from pipeline.report.figures import Chart
+from pipeline.report.canvas import Chart
+from pipeline.report.inputs import Table
 from pipeline.report.pictures import Drawing
 from pipeline.report.sections import Report, Section
 from pipeline.report.style import STYLE
-from pipeline.report.tables import Table, input_table, run_table
+from pipeline.report.tables import input_table, run_table
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content policy of the page: whatever text it carries, no script runs and nothing is fetched."""

@@ -141,13 +141,13 @@ def _draw_boxes(canvas: Image.Image, boxes: list[Rect], colours: list[str]) -> I
     pen = ImageDraw.Draw(layer)
     for dark in (True, False):
         for box, colour in zip(boxes, colours, strict=True):
-            inset = 0 if dark else 3
+            inset = 0 if dark else 2
             left, top, right, bottom = (2 * value for value in box)
             pen.rounded_rectangle(
                 (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset),
                 radius=min(14, (right - left) / 4, (bottom - top) / 4),
                 outline=(0, 0, 0, 150) if dark else colour,
-                width=2 * LINE_PX + (0 if dark else -6) + 0,
+                width=2 * LINE_PX - 2 * inset,
             )
     layer = layer.resize(canvas.size, Image.Resampling.LANCZOS)
     return Image.alpha_composite(canvas.convert("RGBA"), layer).convert("RGB")

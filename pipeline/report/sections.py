@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.report import figures, tables
-from pipeline.report.figures import Chart
+from pipeline.report import analysis_figures, analysis_tables, figures, tables
+from pipeline.report.canvas import Chart
 from pipeline.report.findings import Tile, sentences, tiles
-from pipeline.report.inputs import ReportInputs
+from pipeline.report.inputs import Analysis, ReportInputs, Table
 from pipeline.report.pictures import Drawing, draw_all
-from pipeline.report.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,5 +88,56 @@ def _sections(inputs: ReportInputs) -> list[Section]:
             "0 and the dotted line are zero-shot. The mean over data sets is taken per seed.",
             charts=figures.trial_charts(inputs.trials),
             tables=tables.trial_tables(inputs.trials),
+        ),
+        Section(
+            name="details",
+            title="In detail",
+            intro="What the job itself has to tell; AP in percent.",
+            tables=inputs.details,
+        ),
+        *(_analysis_sections(inputs.analysis) if inputs.analysis else []),
+    ]
+
+
+def _analysis_sections(analysis: Analysis) -> list[Section]:
+    return [
+        Section(
+            name="classes",
+            title="Classes",
+            intro="COCO's average precision over IoU .50 to .95; a class without truth has none.",
+            charts=analysis_figures.class_charts(analysis),
+            tables=analysis_tables.class_tables(analysis),
+        ),
+        Section(
+            name="errors",
+            title="Errors",
+            intro="A box is right if it overlaps truth of its class by IoU .50 that no better box has taken. Wrong "
+            "ones are sorted as TIDE does: a poor box has the right class and IoU .10 to .50, a wrong class IoU .50 "
+            "with another class's truth, background less than .10 with any.",
+            charts=analysis_figures.kind_charts(analysis),
+            tables=analysis_tables.error_tables(analysis),
+        ),
+        Section(
+            name="threshold",
+            title="Precision and recall",
+            intro="At IoU .50. All classes means all detections together, not the mean over classes.",
+            charts=analysis_figures.curve_charts(analysis),
+            tables=analysis_tables.threshold_tables(analysis),
+        ),
+        Section(
+            name="calibration",
+            title="Calibration",
+            intro="If scores were chances, the bars would end at the dashed line: above it the detector is too modest, "
+            "below it too sure. The expected error is the mean distance, weighted by counts.",
+            charts=analysis_figures.calibration_charts(analysis),
+            tables=analysis_tables.calibration_tables(analysis),
+        ),
+        Section(
+            name="absent",
+            title="Asked for what is not there",
+            intro="Every picture is asked for names it does not show, in prompts of nothing else; whatever is found is "
+            "wrong. Beside it the same names, asked of pictures that show them.",
+            charts=analysis_figures.absent_charts(analysis),
+            tables=analysis_tables.absent_tables(analysis),
         ),
     ]

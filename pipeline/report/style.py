@@ -18,7 +18,7 @@ h3 { margin:22px 0 8px; font-size:15px; overflow-wrap:anywhere }
 .findings { max-width:78ch; margin:20px 0 }
 nav { display:flex; flex-wrap:wrap; gap:6px 18px; margin-bottom:20px; font-size:14px }
 a { color:var(--accent); text-underline-offset:3px }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(200px, 1fr)); gap:12px; margin:0 }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(190px, 1fr)); gap:12px; margin:0 }
 .tile, section { background:var(--surface); border:1px solid var(--line); border-radius:12px }
 .tile { padding:14px 16px }
 .tile dt { color:var(--muted); font-size:13px }

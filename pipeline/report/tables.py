@@ -4,32 +4,11 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.report.inputs import ZERO_SHOT, LabelQuality, ReportInputs, Score, Stage, Training, Trial
+from pipeline.report.inputs import ALL_DATA, ZERO_SHOT, LabelQuality, ReportInputs, Score, Stage, Table, Training, Trial
 
 K = TypeVar("K")
-
-TERMINAL_COLUMNS = 100
-"""Widest line of the summary on a terminal."""
-_ASCII = str.maketrans({"±": "+-", "−": "-", "–": "-", "→": "->", "…": "..", "·": "|"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of ready text under named columns."""
-
-    caption: str
-    """What the table shows, one line."""
-    columns: list[str]
-    """Column names."""
-    rows: list[list[str]]
-    """One text per column in every row."""
-    num_names: int = 1
-    """Leading columns that hold names; those after it hold numbers and are aligned to the right."""
-    folded: bool = False
-    """Whether the table is long and starts folded where the medium can do so."""
 
 
 def count(value: int) -> str:
@@ -73,9 +52,14 @@ def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def shots_name(shots: int) -> str:
+def shots_name(shots: float) -> str:
     """Name a number of training images per class."""
-    return {0: ZERO_SHOT, 1: "1 shot"}.get(shots, f"{shots} shots")
+    return {0: ZERO_SHOT, 1: "1 shot", ALL_DATA: "all data"}.get(shots, f"{shots:g} shots")
+
+
+def shots_mark(shots: float) -> str:
+    """Write a number of training images per class where there is little room."""
+    return "all" if shots == ALL_DATA else f"{shots:g}"
 
 
 def chains(stages: list[Stage]) -> list[list[Stage]]:
@@ -205,7 +189,15 @@ def trial_tables(trials: list[Trial]) -> list[Table]:
             caption=f"All {len(trials)} trials",
             columns=["Data set", "Mode", "Shots", "Seed", "AP", "AP50", "Time"],
             rows=[
-                [t.dataset, t.mode, str(t.shots), str(t.seed), percent(t.ap), percent(t.ap50), duration(t.seconds)]
+                [
+                    t.dataset,
+                    t.mode,
+                    shots_mark(t.shots),
+                    str(t.seed),
+                    percent(t.ap),
+                    percent(t.ap50),
+                    duration(t.seconds),
+                ]
                 for t in trials
             ],
             num_names=2,
@@ -243,38 +235,6 @@ def input_table(input_hashes: dict[str, str]) -> Table:
     """Build the table of the inputs and the hashes that pin them."""
     rows = [[name, digest] for name, digest in input_hashes.items()]
     return Table(caption="Inputs", columns=["Input", "Hash"], rows=rows, num_names=2)
-
-
-def as_text(table: Table) -> str:
-    """Write a table in aligned columns of plain ASCII marks, for a terminal."""
-    cells = [[shorten(cell, 28).translate(_ASCII) for cell in row] for row in [table.columns, *table.rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        aligned = [
-            cell.ljust(width) if index < table.num_names else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
-
-
-def summary_table(inputs: ReportInputs) -> str:
-    """Sum a run up in plain text for a terminal: rows of the funnel, scores, few-shot means."""
-    parts = [as_text(score_table(inputs.scores))] if inputs.scores else []
-    parts += [f"{t.caption}\n{as_text(t)}" for t in trial_tables(inputs.trials) if not t.folded]
-    funnels = [_funnel_lines(chain) for chain in chains(inputs.stages)]
-    return "\n\n".join((["\n".join(funnels)] if funnels else []) + parts).translate(_ASCII)
-
-
-def _funnel_lines(chain: list[Stage]) -> str:
-    way = " → ".join([f"rows  {count(chain[0].rows_in)}", *(f"{s.name} {count(s.rows_out)}" for s in chain)])
-    reasons = [(rows, reason) for stage in chain for reason, rows in stage.rejects.items()]
-    if not reasons:
-        return shorten(way, TERMINAL_COLUMNS)
-    listed = ", ".join(f"{reason} {count(rows)}" for rows, reason in sorted(reasons, reverse=True))
-    rejected = f"      rejected {count(sum(stage.num_rejected for stage in chain))}: {listed}"
-    return f"{shorten(way, TERMINAL_COLUMNS)}\n{shorten(rejected, TERMINAL_COLUMNS - 1)}"
 
 
 def _values(score: Score) -> tuple[float, float, float | None, float | None]:

@@ -8,49 +8,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glipv2.text.prompts import SEPARATOR, Prompt, build_prompt
+from glipv2.text.prompts import Prompt, build_prompt
 from glipv2.transfer.fewshot import sample_few_shot
+from pipeline.protocol import odinw
 from pipeline.sources.coco import CocoSource, Row, categories, file_name, load_container, read_coco
 
 ANNOTATION_FILE = "annotations_without_background.json"
-
-PAPER_FOLDERS = {
-    "PascalVOC": "PascalVOC",
-    "AerialDrone": "AerialMaritimeDrone/large",
-    "Aquarium": "Aquarium/Aquarium Combined.v2-raw-1024.coco",
-    "Rabbits": "CottontailRabbits",
-    "EgoHands": "EgoHands/generic",
-    "Mushrooms": "NorthAmericaMushrooms/North American Mushrooms.v1-416x416.coco",
-    "Packages": "Packages/Raw",
-    "Raccoon": "Raccoon/Raccoon.v2-raw.coco",
-    "Shellfish": "ShellfishOpenImages/raw",
-    "Vehicles": "VehiclesOpenImages/416x416",
-    "Pistols": "pistols/export",
-    "Pothole": "pothole",
-    "Thermal": "thermalDogsAndPeople",
-}
-"""Names of ODinW-13 in the column order of the paper's tables, and their folders in the public download."""
-
-Wording = tuple[str, str, str]
-"""What is said before a category's name, the name itself, and what is said after it."""
-
-PAPER_PROMPTS: dict[str, dict[str, Wording]] = {
-    "Aquarium": {
-        "fish": (" ", "fish", ""),
-        "penguin": ("", "penguin", " , which is black and white"),
-        "puffin": ("", "puffin", " with orange beaks "),
-        "stingray": ("", "stingray", " which is flat and round"),
-    },
-    "Rabbits": {"Cottontail-Rabbit": ("", "rabbit", "")},
-    "EgoHands": {"hand": (" ", "hand", " of a person")},
-    "Mushrooms": {"CoW": ("", "flat mushroom", ""), "chanterelle": ("", "yellow mushroom", "")},
-    "Packages": {"package": ("there is a ", "package", " on the porch")},
-    "Pothole": {"pothole": ("there are some ", "holes", " on the road")},
-}
-"""The six data sets whose prompt was written by hand, by category as the json names it (GLIP appendix E.2).
-
-The blanks are the reference's own and kept to the letter; names not listed stay as they are.
-"""
 
 _FOLDERS = {"train": "train", "val": "valid", "valid": "valid", "minival": "mini_val", "test": "test"}
 _FLAT = {"train": "train", "valid": "val", "mini_val": "minival", "test": "test"}
@@ -68,7 +31,8 @@ class OdinwDataset:
     @property
     def folder(self) -> Path:
         """Where the data set lies."""
-        official = self.root / PAPER_FOLDERS.get(self.name, self.name)
+        known = odinw().get(self.name)
+        official = self.root / (known.folder if known else self.name)
         return official if official.is_dir() else self.root / self.name
 
     def annotations(self, split: str) -> Path:
@@ -100,11 +64,11 @@ class OdinwDataset:
 
 def list_datasets(root: Path) -> list[OdinwDataset]:
     """Find the data sets under a folder: those of ODinW-13 in the paper's order, then all others by name."""
-    official = {folder: name for name, folder in PAPER_FOLDERS.items()}
+    official = {known.folder: name for name, known in odinw().items()}
     jsons = [*root.rglob(f"train/{ANNOTATION_FILE}"), *root.rglob(f"train_{ANNOTATION_FILE}")]
     folders = {path.parent.parent if path.name == ANNOTATION_FILE else path.parent for path in jsons}
     names = [folder.relative_to(root).as_posix() for folder in sorted(folders)]
-    order = list(PAPER_FOLDERS)
+    order = list(odinw())
     found = sorted(
         (official.get(name, name) for name in names), key=lambda n: order.index(n) if n in order else len(order)
     )
@@ -117,21 +81,50 @@ def read_split(dataset: OdinwDataset, split: str, only: Collection[int] | None =
     return read_coco(CocoSource(annotations=path, images=path.parent, source=dataset.name, split=split), only)
 
 
-def few_shot_images(dataset: OdinwDataset, shots: int, seed: int) -> list[str]:
+def few_shot_images(dataset: OdinwDataset, shots: int, seed: int, *, strict: bool = True) -> list[str]:
     """Choose the training images of a few-shot run, by file name in the order of the json.
 
-    The list prepared by the authors is used where the data set brings one (seeds 3, 30, 300), else images are drawn.
+    The list prepared by the authors is used where the data set brings one (seeds 3, 30, 300), else images are drawn. A
+    category that no training image shows cannot be learned, and is not asked for.
+
+    Args:
+        dataset: The data set.
+        shots: Images per category.
+        seed: Decides which.
+        strict: Refuse a data set where fewer than ``shots`` images show a category; else it has all of them. Prepared
+            lists are taken as they are.
+
+    Raises:
+        ValueError: A category is too rare.
     """
     train = dataset.annotations("train")
     prepared = train.parent / f"fewshot_train_shot{shots}_seed{seed}.json"
     if prepared.is_file():
         return [file_name(image) for image in load_container(prepared).images]
     container = load_container(train)
+    named = {number: f"{name!r} ({number})" for number, name in container.categories.items()}
     shown = [
-        frozenset(annotation["category_id"] for annotation in container.annotations[image["id"]])
+        frozenset(named.get(a["category_id"], a["category_id"]) for a in container.annotations[image["id"]])
         for image in container.images
     ]
-    return [file_name(container.images[index]) for index in sample_few_shot(shown, shots, seed)]
+    try:
+        drawn = sample_few_shot(shown, shots, seed, strict=strict)
+    except ValueError as error:
+        raise ValueError(f"{train}: {error}") from error
+    return [file_name(container.images[index]) for index in drawn]
+
+
+def few_shot_validation(dataset: OdinwDataset, shots: int, seed: int) -> Path | None:
+    """Find the validation list that the authors prepared for a few-shot run; None where there is none.
+
+    That of the split made for choosing models (``mini_val``) comes first, as in the reference.
+    """
+    for folder, flat in (("mini_val", "minival"), ("valid", "val")):
+        name = f"fewshot_{flat}_shot{shots}_seed{seed}.json"
+        for path in (dataset.folder / folder / name, dataset.folder / name):
+            if path.is_file():
+                return path
+    return None
 
 
 def make_prompt(dataset: OdinwDataset, *, use_paper_prompts: bool = True) -> Prompt:
@@ -139,16 +132,7 @@ def make_prompt(dataset: OdinwDataset, *, use_paper_prompts: bool = True) -> Pro
 
     Models trained on detection data alone are better off without; they do not understand the descriptions.
     """
-    wordings = {name.casefold(): words for name, words in PAPER_PROMPTS.items()} if use_paper_prompts else {}
-    special = wordings.get(dataset.name.casefold(), {})
-    names = dataset.categories
-    if special.keys().isdisjoint(names.values()):
-        return build_prompt(list(names.items()))
-    text = ""
-    spans: dict[int, tuple[int, int]] = {}
-    for category, name in names.items():
-        before, said, after = special.get(name, ("", name, ""))
-        text += (SEPARATOR if spans else "") + before
-        spans[category] = (len(text), len(text) + len(said))
-        text += said + after
-    return Prompt(text=text, spans=spans)
+    known = {name.casefold(): known.wordings for name, known in odinw().items()} if use_paper_prompts else {}
+    said = known.get(dataset.name.casefold(), {})
+    names = list(dataset.categories.items())
+    return build_prompt(names, wordings={number: said[name] for number, name in names if name in said})

@@ -21,6 +21,8 @@ from tests.bench.engine_memory import MemoryBench, compare_backpressure, compare
 from tests.bench.gpu import measure_gpu
 from tests.bench.labelling import LabelBench, compare_labelling
 from tests.bench.timing import Results
+from tests.bench.training import TrainingBench, ablate_quickly, compare_training_memory, compare_workers
+from tests.bench.tuning import compare_tuning
 from tests.bench.whole_model import (
     compare_memory,
     compare_training,
@@ -81,6 +83,7 @@ def _model_sections(given: argparse.Namespace, results: Results) -> Sections:
         "grounding_dino": lambda: compare_with_grounding_dino(model(), results, given.repeats),
         "reference_way": lambda: compare_with_reference_way(model(), results, given.prompts),
         "training": lambda: compare_training(model(), results),
+        "tuning": lambda: compare_tuning(model(), results, given.repeats),
         "memory": lambda: compare_memory(results),
         "gpu": lambda: measure_gpu(model(), results, torch.device("cuda")) if torch.cuda.is_available() else None,
     }
@@ -105,11 +108,15 @@ def _engine_sections(given: argparse.Namespace, results: Results) -> Sections:
         threads=given.teacher_threads,
     )
     memory = MemoryBench(**common, sizes=given.sizes, pressed=given.pressed)
+    training = TrainingBench(**common)
     return {
         "download": lambda: compare_downloads(results, download),
         "labelling": lambda: compare_labelling(results, labelling),
         "engine_memory": lambda: compare_engine_memory(results, memory),
         "backpressure": lambda: compare_backpressure(results, memory),
+        "training_workers": lambda: compare_workers(results, training),
+        "training_memory": lambda: compare_training_memory(results, training),
+        "ablation": lambda: ablate_quickly(results, training),
     }
 
 

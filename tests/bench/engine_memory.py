@@ -54,7 +54,19 @@ def compare_engine_memory(results: Results, bench: MemoryBench) -> None:
         results.say(f"engine_memory.{rows}.driver_mib", spent.peak_root_bytes / MIB, "  of it the driver", " MiB")
         results.say(f"engine_memory.{rows}.store_mib", used / MIB, "  of it the object store", " MiB")
         results.say(f"engine_memory.{rows}.rows_per_s", rate, "  rows per second", " /s")
+        growth = _growth(spent.memory, log[1][0], log[-1][0])
+        results.say(f"engine_memory.{rows}.growth", growth, "  last quarter of the labelling / second quarter")
     results.say("engine_memory.largest_to_smallest", max(peaks) / min(peaks), "largest peak / smallest peak")
+
+
+def _growth(memory: Sequence[tuple[float, int]], begin: float, end: float) -> float:
+    """Tell how memory grows while rows flow: the first quarter, in which pools are filled, is left out."""
+    quarters: dict[int, int] = {}
+    for moment, held in memory:
+        if begin <= moment <= end:
+            quarter = int(4 * (moment - begin) / (end - begin))
+            quarters[quarter] = max(quarters.get(quarter, 0), held)
+    return quarters.get(3, 0) / quarters[1] if 1 in quarters else float("nan")
 
 
 def _given(folder: Path, store_mib: int) -> dict[str, Any]:

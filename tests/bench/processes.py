@@ -37,6 +37,8 @@ class Spent:
     """Of every process of the tree, as last seen."""
     peak_bytes: int = 0
     """Most memory of the whole tree at once, what several share counted once; 0 if it was not watched."""
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    """Moments by `time.time`, and the memory of the whole tree then."""
     peak_root_bytes: int = 0
     """The same of the command's first process alone."""
     answer: dict[str, Any] = field(default_factory=dict)
@@ -144,6 +146,7 @@ def _processes() -> Iterator[tuple[int, tuple[int, int, float]]]:
 
 def _weigh(root: int, tree: set[int], spent: Spent) -> None:
     sizes = {pid: proportional_bytes(pid) for pid in tree}
+    spent.memory.append((time.time(), sum(sizes.values())))
     spent.peak_bytes = max(spent.peak_bytes, sum(sizes.values()))
     spent.peak_root_bytes = max(spent.peak_root_bytes, sizes[root])
 

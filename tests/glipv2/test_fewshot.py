@@ -22,10 +22,19 @@ def test_every_taken_image_was_needed_when_taken() -> None:
     assert len(sample_few_shot(single, 4, seed=3)) == 12
 
 
-def test_category_rarer_than_the_shots_gives_all_it_has() -> None:
-    images = [frozenset({1}), frozenset({1}), frozenset({1, 2}), frozenset({1})]
-    assert 2 in sample_few_shot(images, 3, seed=3)
-    assert sample_few_shot(images, 9, seed=3) == [0, 1, 2, 3]
+RARE = [frozenset({1}), frozenset({1}), frozenset({1, 2}), frozenset({1})]
+
+
+def test_category_rarer_than_the_shots_is_refused_with_its_count() -> None:
+    with pytest.raises(
+        ValueError, match="there is category 2 in 1; give at most 1 shots, or allow fewer with strict=False"
+    ):
+        sample_few_shot(RARE, 3, seed=3)
+
+
+def test_category_rarer_than_the_shots_gives_all_it_has_where_that_is_allowed() -> None:
+    assert 2 in sample_few_shot(RARE, 3, seed=3, strict=False)
+    assert sample_few_shot(RARE, 9, seed=3, strict=False) == [0, 1, 2, 3]
 
 
 def test_several_boxes_of_a_category_count_as_one_image() -> None:
@@ -33,7 +42,7 @@ def test_several_boxes_of_a_category_count_as_one_image() -> None:
 
 
 def test_images_without_boxes_are_never_drawn() -> None:
-    assert sample_few_shot([frozenset(), frozenset({1}), frozenset()], 5, seed=3) == [1]
+    assert sample_few_shot([frozenset(), frozenset({1}), frozenset()], 1, seed=3) == [1]
 
 
 def test_seeds_draw_differently_and_repeatably() -> None:

@@ -81,7 +81,7 @@ def test_misuse_is_one_line_and_exit_code_2(
         (["jobs.demo", "smoke"], "--out is missing"),
         (["jobs.demo", "smoke", "--out", "here"], "--out is here, a relative path"),
         (["jobs.pseudo_label", "photos", "--pairs", "/a", "--out", "/b"], "--teacher is missing"),
-        (["jobs.sweep", "few-shot", "--model", "/a", "--out", "/b"], "--root is missing"),
+        (["jobs.sweep", "few-shot", "--checkpoint", "/a", "--out", "/b"], "--data is missing"),
         (["jobs.vocabulary", "nano", "--out", "/b"], "--pairs and --sources are missing"),
     ],
 )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipes import few_shot, photos
+from jobs.recipes import photos
+from jobs.transfer_recipes import few_shot
 from pipeline import schema
 from pipeline.captions import label_captions
 from pipeline.flow import sweep_alone
 from pipeline.miniature.server import serve_folder
 from pipeline.shards import open_rows, read_manifest
-from pipeline.sweep import read_trials
 
 pytestmark = pytest.mark.ray
 
@@ -59,11 +59,11 @@ def test_a_short_trial_runs_on_a_real_detection_set(
     name: str, ray_session: None, test_data: Path, eager_model: Path, tmp_path: Path
 ) -> None:
     job = few_shot()
-    short = replace(job.sweep, shots=(1,), seeds=(3,), max_epochs=1, copies=1, evaluate_every=1)
+    short = replace(job.sweep, shots=(1,), seeds=(3,), max_epochs=1, evaluate_every=1)
     cfg = replace(
-        job, model=eager_model, root=test_data / "detection", datasets=(name,), out=tmp_path / "out", sweep=short
+        job, checkpoint=eager_model, data=test_data / "detection", datasets=(name,), out=tmp_path / "out", sweep=short
     )
     sweep_alone(cfg)
-    trials = read_trials(cfg.out / "sweep")
-    assert [(t.dataset, t.mode, t.shots) for t in trials] == [(name, "zero-shot", 0), (name, "prompt", 1)]
-    assert all(0 <= t.ap <= 100 for t in trials)
+    trials = json.loads((cfg.out / "sweep.json").read_text(encoding="utf-8"))["trials"]
+    assert [(t["dataset"], t["mode"], t["shots"]) for t in trials] == [(name, "zero-shot", 0), (name, "prompt", 1)]
+    assert all(0 <= t["ap"] <= 100 for t in trials)

@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from glipv2 import checkpoint
 from glipv2.losses.criterion import LossConfig
 from glipv2.optim import OptimConfig
 from pipeline.ingest import IngestConfig
-from pipeline.pretrain import PretrainConfig, pretrain
+from pipeline.pretrain import PretrainConfig, TrainingInputs, pretrain
+from pipeline.row_index import SourceConfig
+from pipeline.storage import Place
 from pipeline.tracking import open_run
 from pipeline.trainer import HISTORY
 from tests.conftest import RAY_ENVIRONMENT
+from tests.pipeline.fault_proxy import Fault, FaultProxy, Plan
 from tests.pipeline.trainings import make_inputs, model
 
 LONG: dict[str, Any] = {"num_steps": 24, "checkpoint_every": 6, "log_every": 1}
@@ -110,9 +115,9 @@ def test_a_checkpoint_can_be_taken_up_by_workers_that_split_otherwise(ran: Path,
     assert_close(weights(ran, name), weights(ran, whole))
 
 
-def kill_a_worker(checkpoints: Path) -> None:
+def kill_a_worker(checkpoints: Place) -> None:
     """Kill one training worker once a checkpoint is there."""
-    while not list(checkpoints.glob("checkpoint_*/model.safetensors")):
+    while not any(name.endswith("model.safetensors") for name, _ in checkpoints.listing()):
         time.sleep(0.05)
     own = psutil.Process().children(recursive=True)
     [*_, last] = [process for process in own if "RayTrainWorker" in " ".join(process.cmdline())]
@@ -123,15 +128,34 @@ def kill_a_worker(checkpoints: Path) -> None:
 def test_a_worker_killed_in_the_middle_changes_nothing_of_what_is_learned(
     ray_session: None, ran: Path, tmp_path: Path
 ) -> None:
-    killer = threading.Thread(target=kill_a_worker, args=[tmp_path / "out" / "train"])
+    assert_unharmed(ran, tmp_path, plan(**LONG), make_inputs(tmp_path), Place.of(tmp_path / "out" / "train"))
+
+
+@pytest.mark.ray
+def test_a_worker_killed_changes_nothing_where_shards_and_checkpoints_lie_on_s3(
+    ray_session: None, s3: FaultProxy, ran: Path, tmp_path: Path
+) -> None:
+    there = Place.of(f"s3://tests/{uuid.uuid4().hex}")
+    given = make_inputs(tmp_path)
+    for name, _ in Place.of(tmp_path / "boxes").listing():
+        (there / "boxes" / name).write_bytes((tmp_path / "boxes" / name).read_bytes())
+    shutil.rmtree(tmp_path / "boxes")
+    moved = replace(given, sources=(SourceConfig(path=there / "boxes"),))
+    with s3.faulty(Plan(rate=0.05, kinds=[Fault.SLOW_DOWN, Fault.CUT], limit=20)):
+        assert_unharmed(ran, tmp_path, plan(**LONG, checkpoints=str(there / "kept")), moved, there / "kept")
+
+
+def assert_unharmed(ran: Path, folder: Path, cfg: PretrainConfig, inputs: TrainingInputs, checkpoints: Place) -> None:
+    """Train while a worker is killed, and compare with the training that nothing disturbed."""
+    killer = threading.Thread(target=kill_a_worker, args=[checkpoints])
     killer.start()
-    with open_run(tmp_path, "pretrain", "killed", {}) as run:
-        pretrain(plan(**LONG), make_inputs(tmp_path), tmp_path / "out", run)
+    with open_run(folder, "pretrain", "killed", {}) as run:
+        pretrain(cfg, inputs, folder / "out", run)
         history = [row["loss"] for row in run.history(HISTORY)]
     killer.join(1)
     assert not killer.is_alive()
     assert history == losses(ran, "long")
-    trained = checkpoint.load(tmp_path / "out" / "model")[0].state_dict()
+    trained = checkpoint.load(folder / "out" / "model")[0].state_dict()
     undisturbed = checkpoint.load(ran / "long" / "24")[0].state_dict()
     assert all(torch.equal(trained[name], value) for name, value in undisturbed.items())
 

@@ -6,10 +6,9 @@ import pytest
 from PIL import Image
 
 from pipeline import schema
+from pipeline.protocol import odinw
 from pipeline.sources.odinw import (
     ANNOTATION_FILE,
-    PAPER_FOLDERS,
-    PAPER_PROMPTS,
     OdinwDataset,
     few_shot_images,
     list_datasets,
@@ -35,7 +34,8 @@ def write(path: Path, names: tuple[str, ...] = ("ring",), num_images: int = 3) -
 
 def make(root: Path, name: str, names: tuple[str, ...], num_images: int = 3) -> OdinwDataset:
     dataset = OdinwDataset(name=name, root=root)
-    write(root / PAPER_FOLDERS.get(name, name) / "train" / ANNOTATION_FILE, names, num_images)
+    folder = odinw()[name].folder if name in odinw() else name
+    write(root / folder / "train" / ANNOTATION_FILE, names, num_images)
     return dataset
 
 
@@ -146,10 +146,10 @@ def test_public_download_of_odinw_13_is_found_whole(test_data: Path, tmp_path: P
     for _, path, names in splits:
         write(path, names)
     datasets = list_datasets(tmp_path / "odinw")
-    assert [dataset.name for dataset in datasets] == list(PAPER_FOLDERS)
+    assert [dataset.name for dataset in datasets] == list(odinw())
     found = {(split, dataset.annotations(split)) for dataset in datasets for split in ("train", "val", "test")}
     assert found == {(split, path) for split, path, _ in splits}
-    assert {dataset.name: make_prompt(dataset).text for dataset in datasets if dataset.name in PAPER_PROMPTS} == {
+    assert {dataset.name: make_prompt(dataset).text for dataset in datasets if odinw()[dataset.name].wordings} == {
         "Aquarium": " fish. jellyfish. penguin , which is black and white. puffin with orange beaks . shark. starfish. "
         "stingray which is flat and round",
         "Rabbits": "rabbit",

@@ -1,0 +1,44 @@
+"""Recipes of few-shot transfer: sweeps over data sets in ODinW's layout."""
+
+from pipeline.flow import SweepJob
+from pipeline.sweep import SearchConfig, SweepConfig
+from pipeline.trial import TrialConfig
+
+
+def few_shot() -> SweepJob:
+    """Sweep zero-shot and prompt tuning of a nano model on a CPU.
+
+    ``python -m jobs.sweep few-shot --checkpoint /abs/model --data /abs/odinw --out /abs/dir``: about 10 s per trial on
+    2 CPU cores. ``--sweep.modes prompt full linear`` tunes in other ways too.
+    """
+    return SweepJob(sweep=nano_sweep())
+
+
+def odinw13() -> SweepJob:
+    """Sweep ODinW-13 as the paper does: prompt and full tuning with 1, 3, 5, 10 shots and all data, three draws.
+
+    ``python -m jobs.sweep odinw13 --checkpoint /abs/model --data /abs/odinw --out /abs/dir``: GPUs, one trial on each;
+    never run with one. ``--sweep.max-concurrent`` says how many there are. All 13 data sets must be there, as the
+    paper's mean is over them.
+    """
+    trial = TrialConfig(num_gpus=1, batch_size=8)
+    return SweepJob(protocol="odinw13", sweep=SweepConfig(modes=("prompt", "full"), trial=trial, max_concurrent=8))
+
+
+def odinw13_search() -> SweepJob:
+    """Search learning rate and weight decay of prompt tuning on ODinW-13: nine pairs, early stopping.
+
+    ``python -m jobs.sweep odinw13-search --checkpoint /abs/model --data /abs/odinw --out /abs/dir``: GPUs, two trials
+    on each; never run with one.
+    """
+    search = SearchConfig(lr_times=(0.1, 0.3, 1.0), decay_times=(0.1, 0.3, 1.0), stop_early=True)
+    trial = TrialConfig(num_gpus=0.5, batch_size=8)
+    return SweepJob(protocol="odinw13", sweep=SweepConfig(search=search, trial=trial, max_concurrent=16))
+
+
+def nano_sweep() -> SweepConfig:
+    """Tune a nano model's prompt in seconds."""
+    return SweepConfig(shots=(1, 3), seeds=(3, 30), lr=0.02, max_epochs=24, evaluate_every=4)
+
+
+SWEEPS = {"few-shot": few_shot, "odinw13": odinw13, "odinw13-search": odinw13_search}

@@ -1,0 +1,177 @@
+"""What a sweep came to: means over draws beside the paper's, the rates that won, and what was forgotten."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from pipeline.protocol import FOLDER, Protocol, Score, mean
+from pipeline.report.inputs import ALL_DATA, ZERO_SHOT, Table, Trial
+from pipeline.report.tables import duration, percent, unique
+from pipeline.sweep import SweepConfig, choose
+from pipeline.trial import ALL, PROBE
+
+SHOWN = ("dataset", "mode", "shots", "seed", "ap", "ap50", "seconds")
+Results = Sequence[Mapping[str, Any]]
+"""What trials came to, as `pipeline.sweep.choose` gives them."""
+
+
+def summarize(results: Results, cfg: SweepConfig, protocol: Protocol | None) -> dict[str, Any]:
+    """Put together all that a sweep came to, ready for JSON; with the means of a benchmark if it was one."""
+    chosen = choose(results)
+    prompts = "manual" if cfg.trial.use_paper_prompts else "raw"
+    return {
+        "means": benchmark_means(chosen, protocol, prompts) if protocol else [],
+        "trials": [{name: result[name] for name in SHOWN} for result in chosen if result["dataset"] != PROBE],
+        "rates": best_rates(chosen),
+        "forgetting": forgetting(chosen),
+        "cost": cost(results, cfg.trial.num_gpus),
+    }
+
+
+def trials(results: Results) -> list[Trial]:
+    """Turn what trials came to into rows of the report."""
+    rows = ({name: result[name] for name in SHOWN} for result in results if result["dataset"] != PROBE)
+    return [Trial(**{**row, "shots": ALL_DATA if row["shots"] == ALL else row["shots"]}) for row in rows]
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """Lay out what `summarize` found, beside the list of trials that a report has anyway; empty ones are left out."""
+    made = [_means_table(found["means"]), _forgetting_table(found["forgetting"]), _rates_table(found["rates"])]
+    spent = found["cost"]
+    cost_table = Table(
+        caption="What all trials cost, stopped ones left out",
+        columns=["Trials' time", "GPU time"],
+        rows=[[duration(spent["trial_seconds"]), duration(spent["gpu_seconds"])]],
+        num_names=0,
+    )
+    return [table for table in [*made, cost_table] if table.rows]
+
+
+def _means_table(means: Sequence[Mapping[str, Any]]) -> Table:
+    models = unique(model for row in means for model in row["paper"])
+    return Table(
+        caption="Mean over the benchmark's data sets ± standard deviation over draws, and what papers report",
+        columns=["Tuned", "Shots", "Ours", *models],
+        rows=[
+            [row["mode"], str(row["shots"]), f"{row['mean']:.1f} ± {row['std']:.1f}"]
+            + [percent(row["paper"].get(model)) for model in models]
+            for row in means
+        ],
+        num_names=2,
+    )
+
+
+def _forgetting_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    parts = sorted({mixed["tuned_part"] for row in rows for mixed in row["averages"]})
+    found = []
+    for row in rows:
+        mixed = {average["tuned_part"]: average for average in row["averages"]}
+        cells = [f"{percent(mixed[p]['ap'])} / {percent(mixed[p]['probe_ap'])}" if p in mixed else "–" for p in parts]
+        names = [row["dataset"], row["mode"], str(row["shots"]), str(row["seed"])]
+        numbers = [percent(row[name]) for name in ("ap", "probe_before", "probe_after")]
+        found.append([*names, *numbers, *cells])
+    return Table(
+        caption="Forgetting: AP on the data set, on the probe before and after; averaged weights, data set / probe",
+        columns=["Data set", "Tuned", "Shots", "Seed", "AP", "Probe", "after", *(f"{p:g} tuned" for p in parts)],
+        rows=found,
+        num_names=4,
+    )
+
+
+def _rates_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        caption="Rates that did best on the validation split",
+        columns=["Data set", "Tuned", "Shots", "Seed", "Rate", "Decay", "Epoch", "Validation AP"],
+        rows=[
+            [
+                *(row["dataset"], row["mode"], str(row["shots"]), str(row["seed"])),
+                *(f"{row['lr']:.3g}", f"{row['weight_decay']:.3g}", str(row["best_epoch"]), percent(row["val_ap"])),
+            ]
+            for row in rows
+        ],
+        num_names=4,
+        folded=True,
+    )
+
+
+def benchmark_means(results: Results, protocol: Protocol, prompts: str) -> list[dict[str, Any]]:
+    """Average over the data sets of a benchmark, draw by draw, and set the paper's mean beside ours.
+
+    Args:
+        results: of its data sets' test splits.
+        protocol: the benchmark.
+        prompts: variant they were asked with.
+
+    Returns:
+        Per mode and number of shots the ``mean`` over draws of the benchmark's mean, their ``std`` (of the population,
+        as the paper's) and ``paper``: what is printed for each model.
+
+    Raises:
+        ValueError: they are not the benchmark's: a data set is missing, or prompts or split are others.
+    """
+    groups: dict[tuple[str, Any], dict[int, list[Score]]] = {}
+    for result in results:
+        if result["dataset"] != PROBE:
+            score = Score(
+                dataset=result["dataset"],
+                split="test",
+                prompts=prompts,
+                protocol=protocol.hash,
+                value=result["ap"],
+            )
+            draws = groups.setdefault((result["mode"], result["shots"]), {})
+            draws.setdefault(result["seed"], []).append(score)
+    rows = []
+    for (mode, shots), draws in groups.items():
+        means = [mean(scores, protocol) for scores in draws.values()]
+        row = {"mode": mode, "shots": shots, "mean": statistics.fmean(means), "std": statistics.pstdev(means)}
+        rows.append({**row, "paper": paper_means(protocol, mode, shots)})
+    return rows
+
+
+def paper_means(protocol: Protocol, mode: str, shots: int | str) -> dict[str, float]:
+    """Look up what is printed for each model, tuned in the same way."""
+    if mode == ZERO_SHOT:
+        return {row.model: row.mean for row in protocol.paper if row.mean is not None}
+    return {row["model"]: row["mean"] for row in _tuned(protocol.name) if (row["mode"], row["shots"]) == (mode, shots)}
+
+
+def best_rates(results: Results) -> list[dict[str, Any]]:
+    """List per data set, mode, shots and draw the rates that did best on the validation split."""
+    names = ("dataset", "mode", "shots", "seed", "val_ap", "best_epoch")
+    return [
+        {**{n: result[n] for n in names}, **{n: result["tuning"][n] for n in ("lr", "weight_decay")}}
+        for result in results
+        if result["tuning"] is not None
+    ]
+
+
+def forgetting(results: Results) -> list[dict[str, Any]]:
+    """Set the probe after tuning beside the untuned model's; empty without a probe."""
+    before = next((result["ap"] for result in results if result["dataset"] == PROBE), None)
+    if before is None:
+        return []
+    names = ("dataset", "mode", "shots", "seed", "ap", "averages")
+    return [
+        {**{n: result[n] for n in names}, "probe_before": before, "probe_after": result["probe_ap"]}
+        for result in results
+        if result["tuning"] is not None
+    ]
+
+
+def cost(results: Results, num_gpus: float) -> dict[str, float]:
+    """Add up the time of all trials, stopped ones left out."""
+    seconds = sum(float(result.get("seconds", 0.0)) for result in results)
+    return {"trial_seconds": seconds, "gpu_seconds": seconds * num_gpus}
+
+
+@cache
+def _tuned(protocol: str) -> list[dict[str, Any]]:
+    path = FOLDER / "tuned" / f"{protocol}.yaml"
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["rows"]
+    return rows
