@@ -17,7 +17,8 @@ import ray
 
 from glipv2.checkpoint import weights_sha256
 from glipv2.losses.criterion import LossConfig
-from pipeline.ablation_table import BASE, write_tables
+from pipeline import summary
+from pipeline.ablation_table import BASE, tables, write_tables
 from pipeline.download import DownloadConfig
 from pipeline.flow import fetch_images, reaching, store_human_labels, write_vocabulary
 from pipeline.miniature.config import MiniatureConfig
@@ -26,11 +27,12 @@ from pipeline.miniature.world import World, build_world
 from pipeline.paths import NOT_GIVEN, require
 from pipeline.pretrain import PretrainConfig, TrainingInputs, pretrain, read_record
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
+from pipeline.report import ReportInputs
 from pipeline.row_index import SourceConfig
 from pipeline.shards import MANIFEST_NAME, config_hash, write_atomically
 from pipeline.sources.pairs import PairsConfig
 from pipeline.storage import Place
-from pipeline.summary import Outcome, ui_command
+from pipeline.summary import Outcome, publish, ui_command
 from pipeline.tracking import Run, open_run
 from pipeline.zero_shot import zero_shot
 
@@ -134,7 +136,10 @@ def ablate(cfg: AblateConfig) -> Outcome:
         for path in (out / "ablation.md", out / "ablation.json"):
             run.artifact(path)
         state = f"\n{left} trainings left: give the same command again" if left else ""
-        return Outcome(text=f"{table}\ntable      {out / 'ablation.md'}\nMLflow UI  {ui_command(run.uri)}{state}")
+        header = summary.header("The paper's ablations in miniature", run, decided)
+        shown = publish(ReportInputs(**header, details=tables(_scores(cfg))), out, run).report
+        text = f"{table}\n\ntable      {out / 'ablation.md'}\nMLflow UI  {ui_command(run.uri)}{state}"
+        return Outcome(text=text, report=shown)
 
 
 @dataclass(frozen=True)

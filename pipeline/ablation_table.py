@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.report.inputs import Table
 from pipeline.shards import write_atomically
 from pipeline.zero_shot import COLUMNS
 
@@ -38,10 +39,15 @@ are of size B and see 0, 4 and 12 million captions, Table 4's are of size T."""
 def write_tables(out: Path, scores: Scores) -> str:
     """Write ``ablation.md`` and ``ablation.json``; return the text of the former."""
     effects = {name: compare(scores, name) for name in EFFECTS}
-    text = "\n".join([*_means(scores), "", *_effects(effects)])
+    text = "\n\n".join(_as_markdown(table) for table in tables(scores))
     write_atomically(out / "ablation.md", text + "\n")
     write_atomically(out / "ablation.json", json.dumps({"scores": scores, "effects": effects}, indent=1))
     return text
+
+
+def tables(scores: Scores) -> list[Table]:
+    """Lay out the means over seeds, and what each change does."""
+    return [_means(scores), _effects({name: compare(scores, name) for name in EFFECTS})]
 
 
 def compare(scores: Scores, name: str) -> dict[str, dict[str, float | str]]:
@@ -75,15 +81,15 @@ def _verdict(mean: float, error: float, paper: float | None) -> str:
     return "agree" if mean * paper > 0 else "disagree"
 
 
-def _means(scores: Scores) -> list[str]:
-    lines = [
-        "| trained with | seeds | " + " | ".join(COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
-    for row, found in scores.items():
-        cells = [_spread([s[column] for s in found]) for column in COLUMNS]
-        lines.append(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
-    return lines
+def _means(scores: Scores) -> Table:
+    return Table(
+        caption="Mean over seeds ± standard deviation, percent",
+        columns=["Trained with", "Seeds", *COLUMNS.values()],
+        rows=[
+            [row, str(len(found)), *(_spread([s[column] for s in found]) for column in COLUMNS)]
+            for row, found in scores.items()
+        ],
+    )
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -93,20 +99,21 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f}{spread}"
 
 
-def _effects(effects: Mapping[str, Mapping[str, Mapping[str, float | str]]]) -> list[str]:
+def _effects(effects: Mapping[str, Mapping[str, Mapping[str, float | str]]]) -> Table:
     columns = (*PAPER_COLUMNS, *OWN)
-    lines = [
-        "| effect of | " + " | ".join(COLUMNS[column] for column in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for name, found in effects.items():
-        cells = [_cell(found[column]) if column in found else "–" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [
-        *lines,
-        "",
-        f"Mean difference over seeds ± its standard error; noise is within {STANDARD_ERRORS:g} of them.",
-    ]
+    return Table(
+        caption=f"Mean difference over seeds ± its standard error; noise is within {STANDARD_ERRORS:g} of them",
+        columns=["Effect of", *(COLUMNS[column] for column in columns)],
+        rows=[
+            [name, *(_cell(found[column]) if column in found else "–" for column in columns)]
+            for name, found in effects.items()
+        ],
+    )
+
+
+def _as_markdown(table: Table) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join([f"{table.caption}:", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _cell(effect: Mapping[str, float | str]) -> str:
