@@ -53,6 +53,8 @@ class TrialConfig:
     """GPUs per trial, or a part of one; 0 runs on the CPU."""
     threads: int = 1
     """CPU threads of a trial."""
+    short_side_px: int = 0
+    """Short side images are resized to, the longest side growing alike; 0 is the model's own."""
     use_paper_prompts: bool = True
     """Use the prompts that were written by hand for six of the data sets."""
     averages: tuple[float, ...] = ()
@@ -70,6 +72,8 @@ class TrialConfig:
                 f"batch_size {self.batch_size}, threads {self.threads}, num_gpus {self.num_gpus}; give 1 or more, and "
                 "0 GPUs or more"
             )
+        if self.short_side_px < 0:
+            raise ValueError(f"short_side_px is {self.short_side_px}; give pixels, or 0 for the model's own")
         if any(not 0 <= part <= 1 for part in self.averages):
             raise ValueError(f"averages is {self.averages}; give parts between 0 (original) and 1 (tuned)")
 
@@ -200,6 +204,9 @@ def run_trial(spec: TrialSpec, cfg: TrialConfig, inputs: TrialInputs, out: Place
     started = time.perf_counter()
     torch.set_num_threads(cfg.threads)
     model, tokenizer = load(inputs.model, cfg.device)
+    if side := cfg.short_side_px:
+        longest = round(side * model.cfg.max_size_px / model.cfg.min_size_px)
+        model.cfg = replace(model.cfg, min_size_px=side, max_size_px=longest)
     trial = _Trial(spec, cfg, inputs, model, tokenizer)
     if spec.dataset == PROBE:
         ap = trial.probe()

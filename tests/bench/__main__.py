@@ -20,6 +20,7 @@ from tests.bench.download import SETTINGS, DownloadBench, compare_downloads
 from tests.bench.engine_memory import MemoryBench, compare_backpressure, compare_engine_memory
 from tests.bench.gpu import measure_gpu
 from tests.bench.labelling import LabelBench, compare_labelling
+from tests.bench.sweep import SweepBench, compare_sweeps
 from tests.bench.timing import Results
 from tests.bench.training import TrainingBench, ablate_quickly, compare_training_memory, compare_workers
 from tests.bench.tuning import compare_tuning
@@ -116,6 +117,7 @@ def _engine_sections(given: argparse.Namespace, results: Results) -> Sections:
         "backpressure": lambda: compare_backpressure(results, memory),
         "training_workers": lambda: compare_workers(results, training),
         "training_memory": lambda: compare_training_memory(results, training),
+        "sweep": lambda: compare_sweeps(results, SweepBench(**common)),
         "ablation": lambda: ablate_quickly(results, training),
     }
 
