@@ -13,6 +13,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from jobs.cli import parse
+from jobs.transfer_recipes import SWEEPS
 from pipeline.halving import HalvingWithinGroups
 from pipeline.miniature.world import World
 from pipeline.protocol import read_protocol
@@ -22,7 +24,7 @@ from pipeline.storage import Place
 from pipeline.sweep import STOPPED, SearchConfig, SweepConfig, SweepInputs, choose, list_trials, sweep
 from pipeline.sweep_summary import benchmark_means, best_rates, forgetting
 from pipeline.tracking import open_run
-from pipeline.trial import ALL, PROBE, TrialConfig, TrialInputs, TrialSpec, trial_key
+from pipeline.trial import ALL, PROBE, TrialConfig, TrialInputs, TrialSpec, run_trial, trial_key
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -219,22 +221,27 @@ def test_a_sweep_whose_driver_was_killed_runs_only_what_was_left_and_ends_alike(
 ) -> None:
     def command(out: Path) -> list[str]:
         given = ["--checkpoint", str(inputs.trial.model), "--data", str(inputs.trial.root), "--out", str(out)]
-        short = ["--datasets", "LoneHearts", "NightMoons", "--sweep.max-epochs", "1", "--sweep.shots", "1"]
-        return [sys.executable, "-m", "jobs.sweep", "few-shot", *given, *short, "--store", str(out / "store")]
+        short = ["--datasets", "LoneHearts", "--sweep.max-epochs", "1", "--sweep.shots", "1", "2"]
+        return [sys.executable, "-m", "jobs.sweep", "few-shot", *given, *short, "--store", str(inputs.store)]
 
-    killed, undisturbed = (Place.of(tmp_path / name / "store") for name in ("killed", "undisturbed"))
-    process = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, start_new_session=True)
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(out), cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 300
-    while len(stamps(killed)) < 2:
+    while len(stamps(inputs.store)) < 2:
         assert process.poll() is None, "the sweep ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = stamps(killed)
-    for name in ("killed", "undisturbed"):
-        ended = subprocess.run(command(tmp_path / name), cwd=ROOT, capture_output=True, text=True, check=False)
-        assert ended.returncode == 0, ended.stderr[-2000:]
-    assert {name: stamp for name, stamp in stamps(killed).items() if name in done} == done
-    assert numbers(killed) == numbers(undisturbed)
-    assert len(numbers(killed)) == 6
+    done = stamps(inputs.store)
+    ended = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert {name: stamp for name, stamp in stamps(inputs.store).items() if name in done} == done
+    cfg = parse(SWEEPS, command(out)[3:]).sweep
+    datasets = [OdinwDataset(name="LoneHearts", root=inputs.trial.root)]
+    undisturbed = {}
+    for spec in list_trials(cfg, datasets, probed=False):
+        outcome = run_trial(spec, cfg.trial, inputs.trial, Place.of(tmp_path / "alone"), lambda _: None)
+        undisturbed[f"{trial_key(spec, cfg.trial, inputs.trial)}.json"] = (outcome.ap, outcome.ap50)
+    assert numbers(inputs.store) == undisturbed
+    assert len(undisturbed) == 5
