@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.protocol import FOLDER, Protocol, Score, mean
 from pipeline.report.inputs import ALL_DATA, ZERO_SHOT, Table, Trial
-from pipeline.report.tables import duration, percent, unique
+from pipeline.report.tables import difference, duration, percent, unique
 from pipeline.sweep import SweepConfig, choose
 from pipeline.trial import ALL, PROBE
 
@@ -39,7 +39,8 @@ def trials(results: Results) -> list[Trial]:
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """Lay out what `summarize` found, beside the list of trials that a report has anyway; empty ones are left out."""
-    made = [_means_table(found["means"]), _forgetting_table(found["forgetting"]), _rates_table(found["rates"])]
+    lost = found["forgetting"]
+    made = [_means_table(found["means"]), _lost_on_average(lost), _forgetting_table(lost), _rates_table(found["rates"])]
     spent = found["cost"]
     cost_table = Table(
         caption="What all trials cost, stopped ones left out",
@@ -64,6 +65,22 @@ def _means_table(means: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
+def _lost_on_average(rows: Sequence[Mapping[str, Any]]) -> Table:
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["mode"], str(row["shots"])), []).append(row)
+    found = []
+    for names, own in groups.items():
+        means = [statistics.fmean(row[name] for row in own) for name in ("ap", "probe_before", "probe_after")]
+        found.append([*names, *map(percent, means), difference(means[2], means[1])])
+    return Table(
+        caption="Forgetting, mean over data sets and draws: AP on what was tuned to, and on the probe before and after",
+        columns=["Tuned", "Shots", "AP", "Probe", "after", "difference"],
+        rows=found,
+        num_names=2,
+    )
+
+
 def _forgetting_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     parts = sorted({mixed["tuned_part"] for row in rows for mixed in row["averages"]})
     found = []
@@ -74,10 +91,11 @@ def _forgetting_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         numbers = [percent(row[name]) for name in ("ap", "probe_before", "probe_after")]
         found.append([*names, *numbers, *cells])
     return Table(
-        caption="Forgetting: AP on the data set, on the probe before and after; averaged weights, data set / probe",
+        caption="Forgetting, trial by trial: AP on the data set, on the probe before and after; averaged weights, both",
         columns=["Data set", "Tuned", "Shots", "Seed", "AP", "Probe", "after", *(f"{p:g} tuned" for p in parts)],
         rows=found,
         num_names=4,
+        folded=True,
     )
 
 

@@ -54,16 +54,23 @@ def test_every_photo_and_every_hostile_file_ends_labelled_or_rejected(
     assert "failed_to_resize" in report.html.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["raccoon", "aquarium"])
 def test_a_short_trial_runs_on_a_real_detection_set(
-    name: str, ray_session: None, test_data: Path, eager_model: Path, tmp_path: Path
+    ray_session: None, test_data: Path, eager_model: Path, tmp_path: Path
 ) -> None:
     job = few_shot()
     short = replace(job.sweep, shots=(1,), seeds=(3,), max_epochs=1, evaluate_every=1)
     cfg = replace(
-        job, checkpoint=eager_model, data=test_data / "detection", datasets=(name,), out=tmp_path / "out", sweep=short
+        job,
+        checkpoint=eager_model,
+        data=test_data / "detection",
+        datasets=("aquarium",),
+        out=tmp_path / "out",
+        sweep=short,
     )
     sweep_alone(cfg)
     trials = json.loads((cfg.out / "sweep.json").read_text(encoding="utf-8"))["trials"]
-    assert [(t["dataset"], t["mode"], t["shots"]) for t in trials] == [(name, "zero-shot", 0), (name, "prompt", 1)]
+    assert [(t["dataset"], t["mode"], t["shots"]) for t in trials] == [
+        ("aquarium", "zero-shot", 0),
+        ("aquarium", "prompt", 1),
+    ]
     assert all(0 <= t["ap"] <= 100 for t in trials)
