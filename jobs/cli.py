@@ -24,6 +24,9 @@ class JobConfig(Protocol):
 
 
 Config = TypeVar("Config", bound=JobConfig)
+CHECK_ONLY = "--check-only"
+OWN_FLAGS = ("--verbose", CHECK_ONLY)
+OWN_HELP = f"--verbose shows what Ray says; {CHECK_ONLY} reads the command line, complains or not, and does nothing."
 FRAME = re.compile(r"[╭╮╰╯│─]+")
 
 
@@ -35,15 +38,15 @@ def main(
     needs_ray: bool = True,
 ) -> NoReturn:
     """Parse the command line into a recipe's configuration, run the job, in Ray if it needs that, and exit."""
-    arguments = [a for a in sys.argv[1:] if a != "--verbose"]
-    verbose = len(arguments) < len(sys.argv) - 1
+    arguments = [argument for argument in sys.argv[1:] if argument not in OWN_FLAGS]
+    verbose = "--verbose" in sys.argv
     program = f"python -m {sys.modules['__main__'].__spec__.name}" if sys.modules["__main__"].__spec__ else sys.argv[0]
-    config = parse(recipes, arguments, program, f"{description}\n\n--verbose shows what Ray says.")
+    config = parse(recipes, arguments, program, f"{description}\n\n{OWN_HELP}")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("pipeline", "jobs", "glipv2"):
         logging.getLogger(name).setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run(job, config, program, verbose, needs_ray))
+    sys.exit(_run(None if CHECK_ONLY in sys.argv else job, config, program, verbose, needs_ray))
 
 
 def parse(
@@ -79,12 +82,14 @@ def parse(
         raise
 
 
-def _run(job: Callable[[Config], object], config: Config, program: str, verbose: bool, needs_ray: bool) -> int:
+def _run(job: Callable[[Config], object] | None, config: Config, program: str, verbose: bool, needs_ray: bool) -> int:
     from pipeline.failure import RunError
     from pipeline.session import ray_session
 
     try:
         config.check()
+        if job is None:
+            return 0
         with ray_session(verbose=verbose) if needs_ray else contextlib.nullcontext():
             outcome = job(config)
         print(outcome)

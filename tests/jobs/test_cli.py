@@ -101,5 +101,18 @@ def test_a_job_that_needs_no_ray_does_not_start_it(tmp_path: Path, monkeypatch: 
     assert stopped.value.code == 0
 
 
+def test_check_only_reads_the_command_line_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.session.ray_session", _refuse)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # not for the test session
+    for out, code in ((str(tmp_path), 0), ("here", 2)):
+        monkeypatch.setattr(sys, "argv", ["prog", "smoke", "--out", out, cli.CHECK_ONLY])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(_refuse, recipes.DEMOS, "")
+        assert stopped.value.code == code
+    assert "--out is here, a relative path" in capsys.readouterr().err
+
+
 def _refuse(*, verbose: bool) -> None:
     raise AssertionError("Ray was started")
