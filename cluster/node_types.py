@@ -43,7 +43,7 @@ class NodeType:
     """CPUs that Ray gives to work; 0 keeps all work away."""
     gpus: int = 0
     """GPUs that Ray gives to work."""
-    resources: Mapping[str, float] = field(default_factory=dict)
+    resources: Mapping[str, int] = field(default_factory=dict)
     """Custom resources of one machine; stages ask for a thousandth, so that CPUs and GPUs are what runs out."""
     min_workers: int = 0
     """Machines that are always there."""
@@ -63,7 +63,7 @@ class NodeType:
     @property
     def labels(self) -> dict[str, str]:
         """Labels of its machines, which tasks can select by and the dashboard shows."""
-        return {"node-type": self.name, "ray.io/market-type": "spot" if self.spot else "on-demand"}
+        return {"node-type": self.name, "market": "spot" if self.spot else "on-demand"}
 
 
 HEAD = NodeType(name="head", aws="m6i.2xlarge", gcp="n2-standard-8", processors=8, memory_gib=28, disk_gib=200, cpus=0)
@@ -91,7 +91,7 @@ WORKERS = (
         cpus=7,
         gpus=1,
         resources={LABEL: 1},
-        max_workers=16,
+        max_workers=32,
         spot=True,
     ),
     NodeType(  # eight A100 of 40 GB

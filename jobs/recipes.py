@@ -91,8 +91,8 @@ def captions_gpu() -> CaptionsConfig:
     """
     return CaptionsConfig(
         mix_rows=100_000,
-        download=DownloadConfig(num_actors=8),
-        label=PseudoLabelConfig(num_teachers=8, num_gpus=1, batch_size=16, rows_per_block=1000),
+        download=DownloadConfig(num_actors=8, node_resource="download"),
+        label=PseudoLabelConfig(num_teachers=8, num_gpus=1, batch_size=16, rows_per_block=1000, node_resource="label"),
     )
 
 
@@ -227,6 +227,7 @@ def t_spot_pretrain() -> PretrainJob:
             min_workers=8,
             checkpoint_every=500,
             max_failures=1000,
+            node_resource="label",
         )
     )
 
@@ -249,6 +250,7 @@ def paper_training() -> PretrainConfig:
         num_steps=330_000,
         num_workers=32,
         use_gpu=True,
+        node_resource="train",
         bf16=True,
         recompute=True,
         loader_processes=4,

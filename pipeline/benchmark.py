@@ -188,6 +188,7 @@ def _ask_all(cfg: EvaluationJob, protocol: Protocol, truths: Sequence[Truth], id
         num_actors=cfg.run.num_workers,
         num_gpus=cfg.run.num_gpus,
         calls_at_once=2,  # one opens its images while the network runs for the other
+        node_resource=cfg.run.node_resource,
     )
     source = Source(
         places=[Place.of(asked)],

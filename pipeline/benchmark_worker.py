@@ -63,6 +63,8 @@ class RunConfig:
     """Images a copy takes at once, and that are committed together: what a kill may cost."""
     bf16: bool = False
     """Run the network in bfloat16."""
+    node_resource: str = ""
+    """Custom resource of the machines that measure: ``label`` on a cluster of ours. Empty measures on any machine."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from glipv2 import checkpoint
 from glipv2.text.tokenizer import Tokenizer, load_tokenizer
-from pipeline import summary
+from pipeline import placement, summary
 from pipeline.download import DownloadConfig, collecting, download
 from pipeline.guards import EvaluationIndex, GuardConfig, load_index
 from pipeline.lint import LintConfig, lint
@@ -97,10 +97,18 @@ def label_captions(cfg: CaptionsConfig) -> Outcome:
     out = Place.of(cfg.out)
     if cfg.dry_run:
         return look(cfg)
+    _require_machines(cfg)
     _, teacher_sha256 = teacher_identity(cfg.teacher)
-    with open_run(out, "pseudo_label", config_hash([asdict(cfg), teacher_sha256]), asdict(cfg)) as run:
+    with open_run(out, "pseudo_label", config_hash([placement.unplaced(asdict(cfg)), teacher_sha256]), asdict(cfg)) as run:
         stages = make_labels(cfg, out, run)
         return report_labels(cfg, out, stages, run)
+
+
+def _require_machines(cfg: CaptionsConfig) -> None:
+    """Find out whether there are machines for it before the list is read, which may take long."""
+    if read_manifest(Place.of(cfg.out) / "labels") is None:
+        placement.require(cfg.label.node_resource)
+        placement.require("" if cfg.is_download else cfg.download.node_resource)
 
 
 def look(cfg: CaptionsConfig) -> Outcome:

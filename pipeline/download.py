@@ -36,6 +36,8 @@ class DownloadConfig(CollectConfig):
     """Pairs an actor takes at once; also the rows of an output file."""
     blocks_per_actor: int = 4
     """Blocks an actor works on at once; a block is held up by its slowest address, the others go on."""
+    node_resource: str = ""
+    """Custom resource of the machines that fetch; the cluster files give ``download``. Empty fetches on any machine."""
 
     def __post_init__(self) -> None:
         """Refuse a plan on which nothing would run."""
@@ -92,6 +94,7 @@ def collecting(config: DownloadConfig, pairs: Place) -> Source:
         num_actors=config.num_actors,
         num_cpus=config.num_cpus,
         calls_at_once=config.blocks_per_actor,
+        node_resource=config.node_resource,
     )
     # Time limits and politeness may change when a run is gone on with; what an image is may not.
     deciding = {field.name: getattr(config, field.name) for field in fields(ImageConfig)}

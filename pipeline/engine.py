@@ -26,7 +26,7 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import schema
+from pipeline import placement, schema
 from pipeline.audit import Account, AuditError, Keys, superfluous, take_account
 from pipeline.failure import RunError
 from pipeline.ledger import Ledger
@@ -69,6 +69,8 @@ class Step:
     """GPUs reserved for each; may be a fraction."""
     calls_at_once: int = 1
     """Blocks a process works on at once, on threads."""
+    node_resource: str = ""
+    """Custom resource of the machines the processes run on (`pipeline.placement`); none runs anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,8 @@ def carry_out(work: Work, out: Place, *, run_id: str = "", on_progress: Report |
     """Make an output directory, or go on with it, or only read it if it is finished.
 
     Raises:
-        ValueError: the output was begun with something else, or somebody is writing it.
+        ValueError: the output was begun with something else, somebody is writing it, or no machine has a resource
+            that a step asks for.
         AuditError: rows are missing, doubled or unreadable after all was done.
         RunError: a step raised an exception, or too many rows crashed.
     """
@@ -127,6 +130,8 @@ def carry_out(work: Work, out: Place, *, run_id: str = "", on_progress: Report |
     ledger.claim(identity)
     if (finished := read_manifest(out)) is not None:
         return finished
+    for step in work.source.steps:
+        placement.require(step.node_resource)
     with ledger.writer():
         ledger.forget_bugs()
         account = _write_all(work, out, ledger, on_progress or Progress(work.stage))
@@ -234,6 +239,7 @@ def _add(dataset: ray.data.Dataset, step: Step, rows_per_block: int, ledger: Led
             batch_format="pyarrow",
             num_cpus=step.num_cpus,
             num_gpus=step.num_gpus or None,
+            resources=placement.ask(step.node_resource) or None,
             compute=ray.data.ActorPoolStrategy(
                 size=step.num_actors,
                 max_concurrent_calls_per_actor=step.calls_at_once,

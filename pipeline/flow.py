@@ -20,6 +20,7 @@ from pipeline.miniature.grammar import vocabulary as miniature_words
 from pipeline.miniature.server import serve
 from pipeline.miniature.world import World, build_world
 from pipeline.paths import NOT_GIVEN, require, require_places
+from pipeline.placement import unplaced
 from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, pretrain, read_record
 from pipeline.protocol import read_protocol
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
@@ -256,7 +257,7 @@ def pretrain_alone(cfg: PretrainJob) -> Outcome:
     inputs = TrainingInputs(
         name=cfg.name, sources=sources, vocabulary=cfg.vocabulary, init=cfg.init, validation=validation
     )
-    with open_run(cfg.out, "pretrain", config_hash([asdict(cfg), inputs.hashes]), asdict(cfg)) as run:
+    with open_run(cfg.out, "pretrain", config_hash([unplaced(asdict(cfg)), inputs.hashes]), asdict(cfg)) as run:
         record = pretrain(cfg.pretrain, inputs, cfg.out / cfg.name, run)
         run.tags(model_tags(record, inputs))
         return Outcome(text=f"model      {record.model}\nMLflow UI  {ui_command(run.uri)}")
@@ -306,7 +307,7 @@ def sweep_alone(cfg: SweepJob) -> Outcome:
         store=Place.of(cfg.store or cfg.out / "trials"),
     )
     hashes = {"model": weights_sha256(cfg.checkpoint), **({"protocol": protocol.hash} if protocol else {})}
-    with open_run(cfg.out, "sweep", config_hash([asdict(cfg), hashes]), asdict(cfg)) as run:
+    with open_run(cfg.out, "sweep", config_hash([unplaced(asdict(cfg)), hashes]), asdict(cfg)) as run:
         run.tags(hashes)
         results = sweep(cfg.sweep, inputs, run)
         # The mean of a benchmark is over all its data sets or none.

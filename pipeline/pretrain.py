@@ -30,6 +30,7 @@ from glipv2.config import ModelConfig
 from glipv2.losses.criterion import LOSSES, LossConfig
 from glipv2.optim import OptimConfig
 from glipv2.text.tokenizer import load_tokenizer, tokenizer_files
+from pipeline import placement
 from pipeline.board import follow
 from pipeline.failure import RunError
 from pipeline.ingest import IngestConfig, check_division
@@ -51,6 +52,7 @@ MACHINERY = frozenset(
     {
         *("num_workers", "min_workers", "strategy", "use_gpu", "threads_per_worker", "loader_processes", "recompute"),
         *("checkpoint_every", "log_every", "max_failures", "max_skipped_steps", "keep_checkpoints", "check_hashes"),
+        placement.FIELD,
     }
 )
 """Fields of `PretrainConfig` that may change when a training is gone on with."""
@@ -93,6 +95,8 @@ class PretrainConfig:
     """Read every shard once and compare its hash before training; else only its size."""
     use_gpu: bool = False
     """One GPU per worker; without it one CPU core per worker."""
+    node_resource: str = ""
+    """Custom resource of the machines that train; the cluster files give ``train``. Empty trains on any machine."""
     threads_per_worker: int = 1
     """CPU threads of a worker."""
     loader_processes: int = 0
@@ -255,6 +259,7 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
 
 def _check_inputs(cfg: PretrainConfig, inputs: TrainingInputs) -> None:
     """Find out what is wrong before any worker starts."""
+    placement.require(cfg.node_resource)
     check_sources(inputs.sources, check_hashes=cfg.check_hashes)
     tokenizer = load_tokenizer(inputs.vocabulary, cfg.model.max_tokens)
     if tokenizer.vocab_size > cfg.model.vocab_size:
@@ -280,7 +285,11 @@ def _trainer(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, handles: di
     return TorchTrainer(  # type: ignore[call-arg]
         train_loop,
         train_loop_config={"cfg": cfg, "inputs": inputs, "validates": validation is not None, **handles},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=cfg.use_gpu),  # type: ignore[arg-type]
+        scaling_config=ScalingConfig(
+            num_workers=workers,  # type: ignore[arg-type]
+            use_gpu=cfg.use_gpu,
+            resources_per_worker={"GPU" if cfg.use_gpu else "CPU": 1, **placement.ask(cfg.node_resource)},
+        ),
         torch_config=TorchConfig(backend="nccl" if cfg.use_gpu else "gloo", timeout_s=600),
         run_config=RunConfig(
             name="train" if place == Place.of(out) else f"train-{config_hash(str(out))}",

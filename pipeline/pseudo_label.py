@@ -36,6 +36,8 @@ class PseudoLabelConfig(LabelConfig):
     """Teachers working side by side."""
     rows_per_block: int = 256
     """Rows a teacher takes at once, to batch alike ones together; also the rows of a shard, labelled and rejected."""
+    node_resource: str = ""
+    """Custom resource of the machines that label; the cluster files give ``label``. Empty labels on any machine."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -88,6 +90,7 @@ def pseudo_label(
         num_cpus=1,
         num_gpus=cfg.num_gpus,
         calls_at_once=2,  # one is made ready while the network runs for the other
+        node_resource=cfg.node_resource,
     )
     deciding = {f.name: getattr(cfg, f.name) for f in fields(LabelConfig) if f.name not in _MACHINERY}
     identity = {

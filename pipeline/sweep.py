@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from glipv2.transfer.protocol import Mode, TuningConfig, protocol_for
 from glipv2.transfer.tune import DivergedError
+from pipeline import placement
 from pipeline.failure import RunError
 from pipeline.halving import HalvingWithinGroups
 from pipeline.progress import Progress
@@ -194,7 +195,12 @@ def choose(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialSpec], follow: "_Follow") -> list[str]:
     """Run trials on the cluster; name those that failed."""
-    resources = {"cpu": 0 if cfg.trial.num_gpus else 1, "gpu": cfg.trial.num_gpus}
+    placement.require(cfg.trial.node_resource)
+    resources = {
+        **placement.ask(cfg.trial.node_resource),
+        "cpu": 0 if cfg.trial.num_gpus else 1,
+        "gpu": cfg.trial.num_gpus,
+    }
     given = {"cfg": cfg.trial, "inputs": inputs, "store": follow.store}
     longest = max((spec.tuning.max_epochs for spec in plans.values() if spec.tuning), default=1)
     scheduler = HalvingWithinGroups("group", time_attr="epoch", metric="val_ap", max_t=longest)

@@ -28,6 +28,7 @@ from glipv2.transfer.feature_cache import FeatureCache
 from glipv2.transfer.protocol import TuningConfig
 from glipv2.transfer.tune import tune
 from glipv2.transfer.tuned_prompt import make_tuned_prompt
+from pipeline import placement
 from pipeline.evaluate import Benchmark, measure, open_image, read_annotations
 from pipeline.report.inputs import ZERO_SHOT
 from pipeline.shards import config_hash, file_sha256
@@ -53,6 +54,8 @@ class TrialConfig:
     """GPUs per trial, or a part of one; 0 runs on the CPU."""
     threads: int = 1
     """CPU threads of a trial."""
+    node_resource: str = ""
+    """Custom resource of the machines trials run on: ``label`` on a cluster of ours. Empty runs them on any machine."""
     short_side_px: int = 0
     """Short side images are resized to, the longest side growing alike; 0 is the model's own."""
     use_paper_prompts: bool = True
@@ -117,7 +120,7 @@ class TrialSpec:
         return own | (asdict(self.tuning) if self.tuning else {})
 
 
-MACHINERY = frozenset({"num_gpus", "threads", "keep_models", "cache_mib", "cache_folder"})
+MACHINERY = frozenset({"num_gpus", "threads", "keep_models", "cache_mib", "cache_folder", placement.FIELD})
 """What decides no outcome, of `TrialConfig` and `TuningConfig`."""
 PROBE = "probe"
 """In place of a data set: the model as it is, on the probe alone."""

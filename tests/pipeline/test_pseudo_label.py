@@ -118,3 +118,14 @@ def test_another_threshold_is_not_mixed_into_the_same_output(
 def test_a_folder_that_is_no_teacher_is_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model folder"):
         label(LABEL, tmp_path, images, tmp_path / "out")
+
+
+def test_labels_begun_for_machines_that_are_not_there_go_on_on_others(
+    images: Path, eager_model: Path, tmp_path: Path
+) -> None:
+    elsewhere = replace(LABEL, node_resource="label")
+    with pytest.raises(ValueError, match="no machine with the resource 'label'"):
+        label(elsewhere, eager_model, images, tmp_path / "labels")
+    assert not labels_files(tmp_path / "labels")
+    made = label(LABEL, eager_model, images, tmp_path / "labels")
+    assert label(elsewhere, eager_model, images, tmp_path / "labels") == made  # finished: read, wherever it was made

@@ -153,7 +153,7 @@ def test_what_decides_a_trial_decides_its_key(inputs: SweepInputs) -> None:
     spec = list_trials(plan(), [OdinwDataset(name="LoneHearts", root=inputs.trial.root)], probed=False)[1]
     assert spec.tuning is not None
     key = trial_key(spec, TrialConfig(), inputs.trial)
-    assert trial_key(spec, TrialConfig(threads=2, keep_models=True), inputs.trial) == key
+    assert trial_key(spec, TrialConfig(threads=2, keep_models=True, node_resource="label"), inputs.trial) == key
     for other in (
         replace(spec, seed=4),
         replace(spec, shots=3),
