@@ -279,6 +279,24 @@ def test_a_compaction_killed_in_the_middle_loses_and_doubles_no_row(
     assert ledger.reconcile() == 3
 
 
+def test_many_files_are_deleted_side_by_side_as_each_takes_a_store_its_time(
+    out: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMPACT_FROM", 4)
+    ledger = Ledger(out)
+    for number in range(4):
+        write_ids(ledger, f"{number}.parquet", [number])
+    together, delete = threading.Barrier(4), Place.delete
+
+    def meet_and_delete(place: Place) -> None:
+        together.wait(timeout=10)  # broken, and an error, unless four are at it
+        delete(place)
+
+    monkeypatch.setattr(Place, "delete", meet_and_delete)
+    assert ledger.reconcile() == 4
+    assert len(ledger.done.files()) == 1
+
+
 def test_healing_makes_the_checkpoint_say_what_is_there(out: Place) -> None:
     ledger = Ledger(out)
     write_ids(ledger, "a.parquet", [1, 2])
