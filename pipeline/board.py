@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.progress import Report
 
@@ -31,7 +32,9 @@ class Board:
 @contextmanager
 def follow(report: Report, total: int) -> Iterator[Any]:
     """Yield a board's actor handle to give to workers (``board.post.remote(done, note)``) and show what they post."""
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    # On the driver's own machine: a machine that is lost must not take away what all the others post to.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     stop = threading.Event()
 
     def tell() -> None:

@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,19 @@ def main(how: str, folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     node = cluster.add_node(**{**NODE, "num_cpus": 1})
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-    inputs = make_inputs(folder)
-    threading.Thread(target=_disturb, args=(how, cluster, node, folder), daemon=True).start()
-    with open_run(folder, "pretrain", how, {}) as run:
-        pretrain(plan(400), inputs, folder / "out", run)
-        steps = [int(row["step"]) for row in run.history(("loss",))]
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(_train, how, folder)
+        _disturb(how, cluster, node, folder)  # in the main thread: only there may a node be added
+        steps = training.result()
     (folder / "steps.json").write_text(json.dumps(steps))
     ray.shutdown()
     cluster.shutdown()
+
+
+def _train(how: str, folder: Path) -> list[int]:
+    with open_run(folder, "pretrain", how, {}) as run:
+        pretrain(plan(400), make_inputs(folder), folder / "out", run)
+        return [int(row["step"]) for row in run.history(("loss",))]
 
 
 def _disturb(how: str, cluster: Any, node: Any, folder: Path) -> None:
