@@ -11,7 +11,7 @@ OUT ?= $(CURDIR)/runs/demo
 unexport PYTHONDONTWRITEBYTECODE
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo test lint bench lock clean
+.PHONY: setup demo cluster test chaos lint bench lock clean
 setup: .venv/.ready
 
 $(UV):
@@ -28,8 +28,16 @@ $(UV):
 demo: setup
 	$(BIN)/python -m jobs.demo demo --out $(OUT)
 
+# A cluster with Ray's own autoscaler on this machine; Ctrl-C ends it. See cluster/README.md.
+cluster: setup
+	@$(BIN)/python -m cluster.local $(ARGS)
+
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+
+# Every fault at every stage; make test runs a few. CHAOS_SEED=n strikes at other moments.
+chaos: setup
+	CHAOS_TABLE=$(CURDIR)/runs/chaos/table $(BIN)/python -m pytest tests/chaos -m chaos --durations=0
 
 lint: setup
 	$(BIN)/ruff format --check
