@@ -21,6 +21,8 @@ LABEL = "label"
 """Resource of machines that label, evaluate and try out: work that goes on elsewhere when a machine is taken away."""
 TRAIN = "train"
 """Resource of machines that pre-train."""
+PLACES = 1000
+"""How much of its resource a machine has; a process asks for one, so that CPUs and GPUs are what runs out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class NodeType:
     gpus: int = 0
     """GPUs that Ray gives to work."""
     resources: Mapping[str, int] = field(default_factory=dict)
-    """Custom resources of one machine; stages ask for a thousandth, so that CPUs and GPUs are what runs out."""
+    """Custom resources of one machine."""
     min_workers: int = 0
     """Machines that are always there."""
     max_workers: int = 0
@@ -78,7 +80,7 @@ WORKERS = (
         memory_gib=28,
         disk_gib=100,
         cpus=15,
-        resources={DOWNLOAD: 1},
+        resources={DOWNLOAD: PLACES},
         max_workers=4,
     ),
     NodeType(  # one L4 of 24 GB
@@ -90,7 +92,7 @@ WORKERS = (
         disk_gib=200,
         cpus=7,
         gpus=1,
-        resources={LABEL: 1},
+        resources={LABEL: PLACES},
         max_workers=32,
         spot=True,
     ),
@@ -103,7 +105,7 @@ WORKERS = (
         disk_gib=1000,
         cpus=95,
         gpus=8,
-        resources={TRAIN: 1},
+        resources={TRAIN: PLACES},
         max_workers=8,
     ),
 )

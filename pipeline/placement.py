@@ -1,7 +1,7 @@
 """On which machines of a cluster a stage's processes may run.
 
-A stage names a custom resource of the machines it is for; every process asks for a thousandth of it, so that CPUs and
-GPUs stay what runs out. Which resources there are is `cluster.node_types`' to say; none, the default, runs anywhere.
+A stage names a custom resource of the machines it is for; a machine has so many of it (`cluster.node_types`), and a
+process asks for one, that CPUs and GPUs are what runs out. No resource, the default, runs anywhere.
 """
 
 import logging
@@ -14,8 +14,6 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, ResourceReq
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.001
-"""How much of its machine's custom resource a process asks for."""
 FIELD = "node_resource"
 """Name of the setting in every configuration that has one."""
 ANSWER_S = 60.0
@@ -23,8 +21,12 @@ ANSWER_S = 60.0
 
 
 def ask(resource: str) -> dict[str, float]:
-    """Give what a process asks for beside CPUs and GPUs."""
-    return {resource: SHARE} if resource else {}
+    """Give what a process asks for beside CPUs and GPUs.
+
+    A whole one, not a small part: an elastic training adds up what its workers ask for, divides that by what one asks
+    for, and rounds down to learn how many there may be; its code warns of fractions.
+    """
+    return {resource: 1} if resource else {}
 
 
 def unplaced(config: Mapping[str, object]) -> dict[str, object]:

@@ -31,9 +31,9 @@ def status(*, wanted: bool, version: int, seen: int, infeasible: bool = False) -
     reply.cluster_resource_state.cluster_resource_state_version = version
     if wanted:
         asked = reply.cluster_resource_state.pending_resource_requests.add(count=1)
-        asked.request.resources_bundle["label"] = placement.SHARE
+        asked.request.resources_bundle["label"] = 1
     if infeasible:
-        reply.autoscaling_state.infeasible_resource_requests.add().resources_bundle["label"] = placement.SHARE
+        reply.autoscaling_state.infeasible_resource_requests.add().resources_bundle["label"] = 1
     return reply
 
 
@@ -66,7 +66,7 @@ class _Recording:
         return asked
 
 
-@pytest.mark.parametrize(("resource", "asked"), [("", None), ("label", {"label": placement.SHARE})])
+@pytest.mark.parametrize(("resource", "asked"), [("", None), ("label", {"label": 1})])
 def test_every_process_of_a_step_asks_for_its_machines(resource: str, asked: dict[str, float] | None) -> None:
     step = Step(make=dict, node_resource=resource)
     options: Any = engine._add(_Recording(), step, 1, Ledger(Place.of("/tmp/none")))  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_every_process_of_a_step_asks_for_its_machines(resource: str, asked: dic
 
 @pytest.mark.parametrize(
     ("resource", "gpu", "asked"),
-    [("", False, {"CPU": 1}), ("", True, {"GPU": 1}), ("train", True, {"GPU": 1, "train": placement.SHARE})],
+    [("", False, {"CPU": 1}), ("", True, {"GPU": 1}), ("train", True, {"GPU": 1, "train": 1})],
 )
 def test_every_training_worker_asks_for_its_machines(
     resource: str, gpu: bool, asked: dict[str, float], tmp_path: Path
