@@ -198,8 +198,8 @@ def publish(inputs: ReportInputs, out: Place | Path, run: Run) -> Outcome:
         paths = write_report(inputs, place.local if place.is_local else Path(folder))
         run.artifact(paths.html.parent, "report")
         if not place.is_local:
-            for file in Path(folder).iterdir():
-                (place / file.name).write_bytes(file.read_bytes())
+            for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                (place / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
     shown = place / paths.html.name
     return Outcome(
         text=f"{summary_table(inputs)}\n\nreport     {shown}\nMLflow UI  {ui_command(run.uri)}", report=paths
