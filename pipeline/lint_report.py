@@ -126,8 +126,8 @@ class LintReport:
         ]
 
     def _expected(self) -> list[str]:
-        lines = [f"  {part.name:<32}{_hours(part.amount):>14}   {part.because}" for part in self.hours]
-        longest, total = (_hours(f(part.amount for part in self.hours)) for f in (max, sum))
+        lines = [f"  {part.name:<32}{in_hours(part.amount):>14}   {part.because}" for part in self.hours]
+        longest, total = (in_hours(f(part.amount for part in self.hours)) for f in (max, sum))
         return [
             "Expected",
             *lines,
@@ -152,7 +152,8 @@ def _line(name: str, count: int, total: int, meaning: str = "") -> str:
     return f"  {name:<32}{count:>14,}{count / max(total, 1):>9.1%}   {meaning}".rstrip()
 
 
-def _hours(hours: float) -> str:
+def in_hours(hours: float) -> str:
+    """Write hours for a person."""
     return f"{hours * 60:,.1f} min" if hours < 2 else f"{hours:,.1f} h"
 
 

@@ -1,7 +1,7 @@
 """Speed as ratios, measured in one run: ``make bench``. An hour and a half on two quiet cores; a GPU, if any, too.
 
 ``--only`` names the sections to run (all by default). The model's take ten minutes together, ``download`` most of the
-rest. ``--out`` is where the numbers go: ``bench.json`` and an MLflow run.
+rest. ``--out`` is where the numbers go: ``bench.json``, an MLflow run, and ``rates.yaml`` for ``jobs.plan``.
 """
 
 import argparse
@@ -20,6 +20,9 @@ from tests.bench.download import SETTINGS, DownloadBench, compare_downloads
 from tests.bench.engine_memory import MemoryBench, compare_backpressure, compare_engine_memory
 from tests.bench.gpu import measure_gpu
 from tests.bench.labelling import LabelBench, compare_labelling
+from tests.bench.rates import write_rates
+from tests.bench.scaling import ScalingBench, compare_scaling
+from tests.bench.simulation import SimulationBench, simulate, simulate_parts
 from tests.bench.sweep import SweepBench, compare_sweeps
 from tests.bench.timing import Results
 from tests.bench.training import TrainingBench, ablate_quickly, compare_training_memory, compare_workers
@@ -51,6 +54,7 @@ def main() -> None:
             if not given.only or name in given.only:
                 section()
                 results.write(given.out / "bench.json")  # the next one may fail, or be ended
+                write_rates(results.numbers, given.out / "rates.yaml")
         run.metrics(results.numbers)
 
 
@@ -73,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher-threads", type=int, default=1, help="CPU threads of the teacher")
     add("--sizes", type=int, nargs="+", default=MemoryBench.sizes, help="rows of engine_memory, rising")
     add("--pressed", type=int, nargs="+", default=MemoryBench.pressed, help="rows of backpressure, rising")
+    add("--simulated", type=int, nargs="+", default=SimulationBench.sizes, help="rows of simulation, rising")
+    add("--nodes", type=int, nargs="+", default=ScalingBench.nodes, help="nodes of weak_scaling, rising")
     add("--timeout-s", type=float, default=1200.0, help="longest that one process of the engine's sections may take")
     return parser
 
@@ -110,11 +116,15 @@ def _engine_sections(given: argparse.Namespace, results: Results) -> Sections:
     )
     memory = MemoryBench(**common, sizes=given.sizes, pressed=given.pressed)
     training = TrainingBench(**common)
+    simulation = SimulationBench(**common, sizes=given.simulated)
     return {
         "download": lambda: compare_downloads(results, download),
         "labelling": lambda: compare_labelling(results, labelling),
         "engine_memory": lambda: compare_engine_memory(results, memory),
         "backpressure": lambda: compare_backpressure(results, memory),
+        "simulation": lambda: simulate(results, simulation),
+        "simulation_parts": lambda: simulate_parts(results, simulation),
+        "weak_scaling": lambda: compare_scaling(results, ScalingBench(**common, nodes=given.nodes)),
         "training_workers": lambda: compare_workers(results, training),
         "training_memory": lambda: compare_training_memory(results, training),
         "sweep": lambda: compare_sweeps(results, SweepBench(**common)),

@@ -39,6 +39,8 @@ class Spent:
     """Most memory of the whole tree at once, what several share counted once; 0 if it was not watched."""
     memory: list[tuple[float, int]] = field(default_factory=list)
     """Moments by `time.time`, and the memory of the whole tree then."""
+    kinds: list[tuple[float, dict[str, int]]] = field(default_factory=list)
+    """Moments, and the memory of each kind of process then: ``driver``, Ray's own by name, workers by their work."""
     peak_root_bytes: int = 0
     """The same of the command's first process alone."""
     answer: dict[str, Any] = field(default_factory=dict)
@@ -146,9 +148,23 @@ def _processes() -> Iterator[tuple[int, tuple[int, int, float]]]:
 
 def _weigh(root: int, tree: set[int], spent: Spent) -> None:
     sizes = {pid: proportional_bytes(pid) for pid in tree}
+    kinds: dict[str, int] = {}
+    for pid, size in sizes.items():
+        kind = "driver" if pid == root else _kind(pid)
+        kinds[kind] = kinds.get(kind, 0) + size
+    spent.kinds.append((time.time(), kinds))
     spent.memory.append((time.time(), sum(sizes.values())))
     spent.peak_bytes = max(spent.peak_bytes, sum(sizes.values()))
     spent.peak_root_bytes = max(spent.peak_root_bytes, sizes[root])
+
+
+def _kind(pid: int) -> str:
+    """Name a process by its command; Ray's workers tell in it what they are doing."""
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
+        named = next((word for word in words if word.endswith(".py")), words[0] if words else "")
+        return named if named.startswith("ray::") else named.rpartition("/")[2]
+    return ""
 
 
 def proportional_bytes(pid: int) -> int:

@@ -31,7 +31,7 @@ class TrainingBench:
 def compare_workers(results: Results, bench: TrainingBench) -> None:
     """Train for some steps with one worker and with two, one thread each, and take the steps apart."""
     with scratch(bench.out) as folder:
-        given = _prepare(folder, bench.rows)
+        given = prepare(folder, bench.rows)
         for size, (batch, steps, side) in SIZES.items():
             rates = []
             for world in (1, 2):
@@ -51,7 +51,7 @@ def compare_training_memory(results: Results, bench: TrainingBench) -> None:
     """Weigh two steps of GLIP-T with one image and with two: what another image takes."""
     print("memory of training GLIP-T at 400 px, one step after the other; an image at 800 px takes four times as much")
     with scratch(bench.out) as folder:
-        given = _prepare(folder, bench.rows)
+        given = prepare(folder, bench.rows)
         for name, recompute in (("kept", False), ("recomputed", True)):
             one, two = (
                 run_ours("run_training.remember", {**given, "batch": n, "recompute": recompute}, bench.timeout_s)
@@ -74,7 +74,8 @@ def ablate_quickly(results: Results, bench: TrainingBench) -> None:
             results.say(f"ablation.{row}.{column}", found[column], f"{row}: AP50 of {column} nouns", " %")
 
 
-def _prepare(folder: Path, rows: int) -> dict[str, Any]:
+def prepare(folder: Path, rows: int) -> dict[str, Any]:
+    """Write shards to train on, and their vocabulary."""
     write_shards(folder / "shards", rows)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(make_vocabulary([*WORDS, *NAMES])) + "\n", encoding="utf-8")
