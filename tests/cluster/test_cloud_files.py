@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -16,6 +17,7 @@ from botocore.model import Shape
 from botocore.validate import ParamValidator
 from moto import mock_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
 
 from cluster.node_types import HEAD, NODE_TYPES, WORKERS, NodeType
 from cluster.package import ROOT
@@ -34,10 +36,13 @@ def test_every_cluster_file_is_what_the_node_types_say(name: str) -> None:
 def aws() -> Iterator[None]:
     from ray.autoscaler._private.aws import node_provider
 
-    with mock_aws(), pytest.MonkeyPatch.context() as patch:
-        known = node_provider.list_ec2_instances("us-west-2", None)  # well over a thousand: asked for once
+    mock = mock_aws()
+    mock.start(reset=False)  # the S3 server of other tests lives in this process and keeps its data in the same place
+    with pytest.MonkeyPatch.context() as patch:
+        known = node_provider.list_ec2_instances(SITE.aws_region, None)  # well over a thousand: asked for once
         patch.setattr(node_provider, "list_ec2_instances", lambda *_: known)
         yield
+    mock.stop(remove_data=False)
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def accepted_by_aws(config: Config) -> Config:
 @cache
 def run_instances() -> Shape:
     """Give what EC2 takes when it is asked for machines."""
-    client = boto3.client("ec2", region_name="us-west-2")
+    client = boto3.client("ec2", region_name=SITE.aws_region)
     return client.meta.service_model.operation_model("RunInstances").input_shape
 
 
@@ -125,6 +130,27 @@ def test_ray_and_ec2_accept_the_aws_file_and_see_what_the_stages_ask_for(aws_con
     assert types["train"]["resources"]["accelerator_type:A100"] == 1
 
 
+def test_rays_provider_starts_a_machine_of_every_kind(
+    aws_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # it writes a key there
+    for profile in (SITE.aws_head_profile, SITE.aws_worker_profile):
+        boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
+    config = bootstrap_aws(accepted_by_aws(aws_config))
+    provider = AWSNodeProvider(config["provider"], "glipv2")
+    for name, kind in config["available_node_types"].items():
+        tags = {TAG_RAY_NODE_KIND: "head" if name == HEAD.name else "worker", TAG_RAY_USER_NODE_TYPE: name}
+        provider.create_node(kind["node_config"], {**tags, TAG_RAY_NODE_NAME: name}, 1)
+    found = boto3.client("ec2", region_name=SITE.aws_region).describe_instances()["Reservations"]
+    started = {machine["InstanceType"]: machine for reservation in found for machine in reservation["Instances"]}
+    assert started.keys() == {kind.aws for kind in NODE_TYPES}
+    for kind in NODE_TYPES:
+        assert started[kind.aws].get("InstanceLifecycle") == ("spot" if kind.spot else None)
+
+
 def test_ray_and_compute_engine_accept_the_gcp_file(gcp_config: Config) -> None:
     types = accepted_by_gcp(gcp_config)["available_node_types"]
     assert {name: kind["resources"] for name, kind in types.items()} == {k.name: ray_resources(k) for k in NODE_TYPES}
@@ -146,7 +172,7 @@ def test_labelling_is_on_spot_machines_from_none_up_and_all_else_on_demand(
 
 @pytest.mark.parametrize("kind", NODE_TYPES, ids=lambda kind: kind.name)
 def test_machines_are_as_large_as_the_node_types_say(kind: NodeType, aws: None) -> None:
-    client = boto3.client("ec2", region_name="us-west-2")
+    client = boto3.client("ec2", region_name=SITE.aws_region)
     [machine] = client.describe_instance_types(InstanceTypes=[kind.aws])["InstanceTypes"]
     assert machine["VCpuInfo"]["DefaultVCpus"] == kind.processors
     assert sum(gpu["Count"] for gpu in machine.get("GpuInfo", {}).get("Gpus", [])) == kind.gpus
