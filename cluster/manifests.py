@@ -116,6 +116,7 @@ def _container(kind: NodeType, site: Site, name: str) -> dict[str, Any]:
         "name": name,
         "image": site.image,
         "env": [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
+        "envFrom": [{"secretRef": {"name": site.pod_secret, "optional": True}}],
         **({"ports": [{"name": n, "containerPort": p} for n, p in ports.items()]} if kind is HEAD else {}),
         "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", "ray stop"]}}},
         "resources": {"requests": needs, "limits": needs},

@@ -132,6 +132,7 @@ def test_pods_get_what_they_ask_for_and_an_object_store_in_memory(name: str) -> 
         assert shm["medium"] == "Memory"
         assert int(shm["sizeLimit"].removesuffix("Gi")) < kind.memory_gib / 2, "it counts as the pod's memory"
         assert container["image"] == SITE.image
+        assert container["envFrom"] == [{"secretRef": {"name": SITE.pod_secret, "optional": True}}]
         assert pod["restartPolicy"] == "Never", "the autoscaler replaces a pod; restarted it would be another node"
 
 
