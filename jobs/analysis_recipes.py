@@ -1,6 +1,7 @@
-"""Recipes of the jobs that look at a model's work: its boxes in pictures, and its mistakes on a data set."""
+"""Recipes of the jobs that look at work done: boxes in pictures, mistakes on a data set, the chain of a run."""
 
 from pipeline.analysis import AnalyseJob
+from pipeline.chain import LineageJob
 from pipeline.predict import PredictJob
 
 
@@ -25,6 +26,18 @@ def coco_analyse() -> AnalyseJob:
     return AnalyseJob()
 
 
+def run_lineage() -> LineageJob:
+    """Tell the chain a run is part of: from the list of URLs to shards, models, measurements and sweeps.
+
+    ``python -m jobs.lineage 4f1c2a9b``, or ``python -m jobs.lineage /abs/out`` with what a job wrote: one CPU core,
+    seconds. Stores are those of MLFLOW_TRACKING_URI, or else beside the folder and what it was made of; ``--stores
+    /abs/out /abs/other`` names more.
+    """
+    return LineageJob()
+
+
 PREDICTIONS = {"": pictures_predict}
 """One recipe without a name: ``jobs.predict`` has pictures where others have a recipe."""
 ANALYSES = {"coco": coco_analyse}
+LINEAGES = {"": run_lineage}
+"""One recipe without a name: ``jobs.lineage`` has a run where others have a recipe."""

@@ -15,12 +15,12 @@ from typing import Any
 
 import ray
 
-from glipv2.checkpoint import weights_sha256
 from glipv2.losses.criterion import LossConfig
 from pipeline import summary
 from pipeline.ablation_table import BASE, tables, write_tables
 from pipeline.download import DownloadConfig
 from pipeline.flow import fetch_images, reaching, store_human_labels, write_vocabulary
+from pipeline.lineage import record_model, record_stage
 from pipeline.miniature.config import MiniatureConfig
 from pipeline.miniature.server import serve
 from pipeline.miniature.world import World, build_world
@@ -28,7 +28,7 @@ from pipeline.paths import NOT_GIVEN, require
 from pipeline.pretrain import PretrainConfig, TrainingInputs, pretrain, read_record
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
 from pipeline.report import ReportInputs
-from pipeline.row_index import SourceConfig
+from pipeline.row_index import SourceConfig, require_manifest
 from pipeline.shards import MANIFEST_NAME, config_hash, write_atomically
 from pipeline.sources.pairs import PairsConfig
 from pipeline.storage import Place
@@ -137,7 +137,8 @@ def ablate(cfg: AblateConfig) -> Outcome:
             run.artifact(path)
         state = f"\n{left} trainings left: give the same command again" if left else ""
         header = summary.header("The paper's ablations in miniature", run, decided)
-        shown = publish(ReportInputs(**header, details=tables(_scores(cfg))), out, run).report
+        report = ReportInputs(**header, input_hashes=_input_hashes(out), details=tables(_scores(cfg)))
+        shown = publish(report, out, run).report
         text = f"{table}\n\ntable      {out / 'ablation.md'}\nMLflow UI  {ui_command(run.uri)}{state}"
         return Outcome(text=text, report=shown)
 
@@ -183,10 +184,13 @@ class _Job:
         training = replace(training, seed=self.seed, ingest=replace(training.ingest, seed=self.seed))
         inputs = TrainingInputs(name=name, sources=sources, vocabulary=self.words, init=init)
         child = self.run.child(f"{name} {self.seed}", f"{self.seed}/{name}", asdict(training))
+        inputs.record(child)
         record = read_record(self.out / name) or pretrain(training, inputs, self.out / name, child)
         found = zero_shot(record.model, self.world)
         child.metrics(found)
-        child.tags({"weights_sha256": weights_sha256(record.model), "inputs": " ".join(inputs.hashes)})
+        record_model(child, record.model)
+        if labels := self.labels(name):
+            record_stage(child, require_manifest(labels), labels)
         child.finish()
         write_atomically(self.out / name / SCORES, json.dumps(found))
 
@@ -236,6 +240,11 @@ def _carry_out(jobs: Sequence[_Job], cfg: AblateConfig, deadline: float) -> int:
 def _labelled(job: _Job, name: str) -> bool:
     labels = job.labels(name)
     return labels is None or (labels / MANIFEST_NAME).exists()
+
+
+def _input_hashes(out: Path) -> dict[str, str]:
+    """Pin what all seeds share: the human labels and the captioned pictures."""
+    return {name: require_manifest(out / name).content_hash for name in ("objects365", "gold", "images")}
 
 
 def _scores(cfg: AblateConfig) -> dict[str, list[dict[str, float]]]:

@@ -25,13 +25,14 @@ from pipeline.benchmark_scores import Result, judge, mean_of, table
 from pipeline.benchmark_truth import Truth, read_truth
 from pipeline.benchmark_worker import ASKED, FOUND, Asker, Plan, RunConfig
 from pipeline.engine import Source, Step, Work, carry_out
+from pipeline.lineage import MODEL, WEIGHTS_SHA256
 from pipeline.paths import NOT_GIVEN, require
 from pipeline.pins import PINS, check_pins, files_hash, pictures_hash
 from pipeline.protocol import NO_MEAN, Files, Protocol, ProtocolDataset, read_protocol
 from pipeline.shards import config_hash, open_rows, write_atomically, write_table
 from pipeline.storage import Place
 from pipeline.summary import Outcome, ui_command
-from pipeline.tracking import Run, open_run
+from pipeline.tracking import Input, Run, open_run
 
 SCORES, FOUND_ROWS = "scores.json", "found.parquet"
 
@@ -152,7 +153,9 @@ def evaluate_benchmark(cfg: BenchmarkJob | FolderJob) -> Outcome:
     }
     with open_run(cfg.out, "evaluate", config_hash(identity), asdict(cfg)) as run:
         run.tags({"protocol": protocol.name, "protocol_hash": protocol.hash, "pins": config_hash(pins)})
-        run.tags({"model": str(cfg.checkpoint), "weights_sha256": str(identity["weights"])})
+        run.inputs([Input.of(cfg.checkpoint, str(identity["weights"]), MODEL)])
+        run.inputs(Input.of(evaluation.root / name, pins[name], "test") for name in map(_annotations, truths))
+        run.tags({MODEL: str(cfg.checkpoint), WEIGHTS_SHA256: str(identity["weights"])})
         results = _read_scores(cfg.out, config_hash(identity))
         if results is None:
             _ask_all(cfg, protocol, truths, identity)
@@ -169,11 +172,14 @@ def _hashes(truths: Sequence[Truth]) -> dict[str, str]:
     """Hash what is measured on, by its path from the root of the data."""
     pins: dict[str, str] = {}
     for truth in truths:
-        named = truth.dataset.files[truth.dataset.split]
-        pins[named.annotations] = files_hash(truth.sources)
+        pins[_annotations(truth)] = files_hash(truth.sources)
         if (pictures := pictures_hash([asked.file for asked in truth.images])) is not None:
-            pins[f"images of {named.annotations}"] = pictures
+            pins[f"images of {_annotations(truth)}"] = pictures
     return pins
+
+
+def _annotations(truth: Truth) -> str:
+    return truth.dataset.files[truth.dataset.split].annotations
 
 
 def _ask_all(cfg: EvaluationJob, protocol: Protocol, truths: Sequence[Truth], identity: Mapping[str, object]) -> None:

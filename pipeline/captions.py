@@ -15,6 +15,7 @@ from glipv2.text.tokenizer import Tokenizer, load_tokenizer
 from pipeline import placement, summary
 from pipeline.download import DownloadConfig, collecting, download
 from pipeline.guards import EvaluationIndex, GuardConfig, load_index
+from pipeline.lineage import record_stage
 from pipeline.lint import LintConfig, lint
 from pipeline.paths import require_places
 from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, downloaded, pseudo_label
@@ -25,9 +26,9 @@ from pipeline.shards import Manifest, config_hash, place_sha256, read_manifest
 from pipeline.sources.pairs import PairsConfig, import_pairs
 from pipeline.sources.stored_index import StoredConfig, index_stored
 from pipeline.storage import Place
-from pipeline.summary import Outcome, publish, record_stage
+from pipeline.summary import Outcome, publish
 from pipeline.teachers import teacher_identity
-from pipeline.tracking import Run, open_run
+from pipeline.tracking import Input, Run, open_run
 
 MAX_TOKENS = 256
 """Longest text of a teacher that does not say."""
@@ -98,8 +99,12 @@ def label_captions(cfg: CaptionsConfig) -> Outcome:
     if cfg.dry_run:
         return look(cfg)
     _require_machines(cfg)
-    _, teacher_sha256 = teacher_identity(cfg.teacher)
-    with open_run(out, "pseudo_label", config_hash([placement.unplaced(asdict(cfg)), teacher_sha256]), asdict(cfg)) as run:
+    name, teacher_sha256 = teacher_identity(cfg.teacher)
+    with open_run(
+        out, "pseudo_label", config_hash([placement.unplaced(asdict(cfg)), teacher_sha256]), asdict(cfg)
+    ) as run:
+        teacher = Input(name=name, hash=teacher_sha256, place=cfg.teacher, role="teacher")
+        run.inputs([teacher, _list_input(cfg)])
         stages = make_labels(cfg, out, run)
         return report_labels(cfg, out, stages, run)
 
@@ -203,6 +208,14 @@ def _list_hash(cfg: CaptionsConfig) -> str:
     if place.is_file():
         return place_sha256(place)
     return config_hash(place.listing())
+
+
+def _list_input(cfg: CaptionsConfig) -> Input:
+    """Name what is labelled, as the manifest of the labels does."""
+    place = Place.of(cfg.pairs or cfg.images)
+    if cfg.is_download and (given := read_manifest(place)) is not None:
+        return Input.of(place, given.content_hash, "images")
+    return Input.of(place, _list_hash(cfg), "pairs")
 
 
 def report_labels(cfg: CaptionsConfig, out: Place, stages: list[Manifest], run: Run) -> Outcome:

@@ -15,6 +15,7 @@ from glipv2.text.tokenizer import make_vocabulary
 from pipeline import summary, sweep_summary
 from pipeline.download import DownloadConfig, download
 from pipeline.evaluate import Benchmark, EvaluateConfig, evaluate, measure_folder
+from pipeline.lineage import record_model, record_stage
 from pipeline.miniature.config import MiniatureConfig
 from pipeline.miniature.grammar import vocabulary as miniature_words
 from pipeline.miniature.server import serve
@@ -32,9 +33,9 @@ from pipeline.sources.mdetr import read_mdetr
 from pipeline.sources.pairs import PairsConfig, import_pairs
 from pipeline.sources.store import store_source
 from pipeline.storage import Place
-from pipeline.summary import Outcome, publish, record_stage, ui_command
+from pipeline.summary import Outcome, publish, ui_command
 from pipeline.sweep import SweepConfig, SweepInputs, choose, sweep
-from pipeline.tracking import Run, open_run
+from pipeline.tracking import Input, Run, open_run
 from pipeline.trial import TrialInputs
 
 TEACHER, STUDENT = "teacher", "student"
@@ -77,6 +78,7 @@ def demo(cfg: DemoConfig) -> Outcome:
     # The web is up from the start: a port that is taken should not be news after the teacher's training.
     with serve(world, cfg.world.port), open_run(out, "demo", config_hash(asdict(cfg)), asdict(cfg)) as run:
         words = write_vocabulary(out / "vocab.txt")
+        run.inputs(world_inputs(world))
         boxes, gold = store_human_labels(world, out)
         for manifest, name in ((boxes, "objects365"), (gold, "gold")):
             record_stage(run, manifest, out / name)
@@ -117,19 +119,15 @@ def reaching(world: World, cfg: DownloadConfig) -> DownloadConfig:
 
 def train(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -> TrainingRecord:
     """Train a model into ``<out>/<name>``, as a run of its own inside the job's."""
-    if (record := read_record(out / inputs.name)) is not None:
-        return pretrain(cfg, inputs, out / inputs.name, Run(run.uri, record.run_id))
-    child = run.child(inputs.name, inputs.name, {**asdict(cfg), "sources": [str(s.path) for s in inputs.sources]})
+    if (done := read_record(out / inputs.name)) is not None:
+        child = Run(run.uri, done.run_id)
+    else:
+        child = run.child(inputs.name, inputs.name, {**asdict(cfg), "sources": [str(s.path) for s in inputs.sources]})
+    inputs.record(child)
     record = pretrain(cfg, inputs, out / inputs.name, child)
-    child.tags(model_tags(record, inputs))
+    record_model(child, record.model)
     child.finish()
     return record
-
-
-def model_tags(record: TrainingRecord, inputs: TrainingInputs) -> dict[str, str]:
-    """Say what was trained on what, by content: `jobs.trace` follows it."""
-    weights = weights_sha256(record.model)
-    return {"model": str(record.model), "weights_sha256": weights, "inputs": " ".join(inputs.hashes)}
 
 
 def write_vocabulary(path: Path) -> Path:
@@ -155,6 +153,12 @@ def store_human_labels(world: World, out: Path) -> tuple[Manifest, Manifest]:
         ),
         store_source(read_mdetr(gold), out / "gold", name="gold", inputs={"gold": file_sha256(gold.annotations)}),
     )
+
+
+def world_inputs(world: World) -> list[Input]:
+    """Pin what the demo is made of, named as the stages' manifests name it."""
+    given = {"objects365": world.objects365_train.annotations, "gold": world.gold.annotations, "pairs": world.web_pairs}
+    return [Input.of(path, file_sha256(path), role) for role, path in given.items()]
 
 
 def benchmarks(world: World) -> list[Benchmark]:
@@ -258,8 +262,9 @@ def pretrain_alone(cfg: PretrainJob) -> Outcome:
         name=cfg.name, sources=sources, vocabulary=cfg.vocabulary, init=cfg.init, validation=validation
     )
     with open_run(cfg.out, "pretrain", config_hash([unplaced(asdict(cfg)), inputs.hashes]), asdict(cfg)) as run:
+        inputs.record(run)
         record = pretrain(cfg.pretrain, inputs, cfg.out / cfg.name, run)
-        run.tags(model_tags(record, inputs))
+        record_model(run, record.model)
         return Outcome(text=f"model      {record.model}\nMLflow UI  {ui_command(run.uri)}")
 
 
@@ -308,12 +313,14 @@ def sweep_alone(cfg: SweepJob) -> Outcome:
     )
     hashes = {"model": weights_sha256(cfg.checkpoint), **({"protocol": protocol.hash} if protocol else {})}
     with open_run(cfg.out, "sweep", config_hash([unplaced(asdict(cfg)), hashes]), asdict(cfg)) as run:
-        run.tags(hashes)
+        inputs.record(run)
+        run.tags({"protocol_hash": protocol.hash} if protocol else {})
         results = sweep(cfg.sweep, inputs, run)
         # The mean of a benchmark is over all its data sets or none.
         whole = protocol if protocol and not cfg.datasets else None
         found = sweep_summary.summarize(results, cfg.sweep, whole)
         write_atomically(cfg.out / "sweep.json", json.dumps(found, indent=1))
+        run.metrics(sweep_summary.overall(choose(results)))
         run.artifact(cfg.out / "sweep.json")
         header = summary.header("Few-shot sweep", run, asdict(cfg))
         trials, details = sweep_summary.trials(choose(results)), sweep_summary.tables(found)

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline import schema
+from pipeline.lineage import record_stage
 from pipeline.neighbours import Hashes, Neighbourhood, first_of_equals, losers
 from pipeline.paths import NOT_GIVEN, require
 from pipeline.phash import phash
 from pipeline.rewrite import LABEL_COLUMNS, Rewrite, Verdicts, require_manifest, rewrite, scan
-from pipeline.shards import MANIFEST_NAME, Manifest, config_hash
+from pipeline.shards import Manifest, config_hash
 from pipeline.storage import Place
-from pipeline.tracking import open_run
+from pipeline.tracking import Input, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -288,13 +289,12 @@ def guard_alone(cfg: GuardJob) -> str:
     Raises:
         ValueError: the source is unfinished, ``out`` holds something else, or an evaluation folder no picture.
     """
-    require_manifest(cfg.source)  # before a run is opened and pictures are hashed
+    source = require_manifest(cfg.source)  # before a run is opened and pictures are hashed
     with open_run(cfg.out.parent, STAGE, config_hash(asdict(cfg)), asdict(cfg)) as run:
+        run.inputs([Input.of(cfg.source, source.content_hash, cfg.source.name)])
         index = load_index(cfg.guard, cfg.out.parent / "evaluation_index.parquet")
         manifest = guard(cfg.guard, cfg.source, cfg.out, index, run.run_id)
-        run.metrics({"rows_in": manifest.rows_in, "rows_out": manifest.rows_out})
-        run.tags({f"content_hash.{cfg.out.name}": manifest.content_hash})
-        run.artifact(cfg.out / MANIFEST_NAME, f"manifests/{cfg.out.name}")
+        record_stage(run, manifest, cfg.out)
     kept_out = {r: n for r, n in manifest.rejects.items() if r.startswith((LEAKS, SAME_BYTES, LOOKS_ALIKE))}
     lines = [f"{count:>10,}  {reason}" for reason, count in kept_out.items()] or ["nothing had to be kept out"]
     return "\n".join([f"{manifest.rows_out:,} of {manifest.rows_in:,} rows stay in {cfg.out}", *lines])

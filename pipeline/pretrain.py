@@ -39,7 +39,7 @@ from pipeline.progress import Progress
 from pipeline.row_index import SourceConfig, check_sources, require_manifest
 from pipeline.shards import config_hash, file_sha256, plain, write_atomically
 from pipeline.storage import Place
-from pipeline.tracking import Run
+from pipeline.tracking import Input, Run
 from pipeline.trainer import STATE, train_loop
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,18 @@ class TrainingInputs:
         found += [] if self.validation is None else [self.validation.key]
         return found if self.init == NOT_GIVEN else [*found, checkpoint.weights_sha256(self.init)]
 
+    def record(self, run: Run) -> None:
+        """Record with a run what it trains on."""
+        sources = [
+            Input.of(source.path, require_manifest(source.path).content_hash, "train") for source in self.sources
+        ]
+        words = [Input.of(path, file_sha256(path), "vocabulary") for path in tokenizer_files(self.vocabulary)]
+        start = [] if self.init == NOT_GIVEN else [Input.of(self.init, checkpoint.weights_sha256(self.init), "init")]
+        measured = (
+            [] if self.validation is None else [Input(name="validation", hash=self.validation.key, role="validation")]
+        )
+        run.inputs([*sources, *words, *start, *measured])
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
@@ -310,6 +322,8 @@ def _validate(checkpoint: Checkpoint, **given: Any) -> dict[str, Any]:
         step = int(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)["step"])
         found: dict[str, float] = given["measure"](Path(folder))
     given["run"].metrics(found, step)
+    if left := given["run"].settle():  # this process ends now
+        logger.warning("%d records of the validation at step %d are not in MLflow, which does not answer", left, step)
     return found
 
 

@@ -17,6 +17,7 @@ import pyarrow.dataset as pads
 from glipv2.inference.predictor import Prediction, Predictor
 from pipeline import schema
 from pipeline.evaluate import Benchmark, category_names, open_image, read_annotations
+from pipeline.mlflow_client import shown
 from pipeline.pretrain import TrainingRecord
 from pipeline.quality import measure_labels
 from pipeline.report import (
@@ -30,7 +31,7 @@ from pipeline.report import (
     write_report,
 )
 from pipeline.selection import SelectionConfig, select
-from pipeline.shards import MANIFEST_NAME, Manifest, open_rows, plain
+from pipeline.shards import Manifest, open_rows, plain
 from pipeline.storage import Place
 from pipeline.tracking import Run, git_commit
 from pipeline.trainer import HISTORY
@@ -64,7 +65,7 @@ def header(title: str, run: Run, config: Mapping[str, object]) -> dict[str, Any]
         "git_commit": git_commit(),
         "hardware": hardware(),
         "config_json": json.dumps(config, default=plain),
-        "mlflow_uri": run.uri,
+        "mlflow_uri": shown(run.uri),
     }
 
 
@@ -206,18 +207,6 @@ def publish(inputs: ReportInputs, out: Place | Path, run: Run) -> Outcome:
     )
 
 
-def record_stage(run: Run, manifest: Manifest, folder: Place | Path) -> None:
-    """Record both sides of a stage's account: metrics for comparing runs, the manifest itself for everything else."""
-    numbers = {"rows_in": manifest.rows_in, "rows_out": manifest.rows_out, "seconds": manifest.seconds}
-    rejects = {f"rejects/{reason.replace(':', '/')}": count for reason, count in manifest.rejects.items()}
-    run.metrics({f"{manifest.stage}/{key}": float(value) for key, value in {**numbers, **rejects}.items()})
-    run.tags({f"content_hash.{folder.name}": manifest.content_hash})
-    with TemporaryDirectory() as copies:
-        copy = Path(copies) / MANIFEST_NAME
-        copy.write_text((Place.of(folder) / MANIFEST_NAME).read_text(), encoding="utf-8")
-        run.artifact(copy, f"manifests/{folder.name}")
-
-
 def ui_command(uri: str) -> str:
     """Tell how to look at the runs."""
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else shown(uri)

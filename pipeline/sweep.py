@@ -6,7 +6,6 @@ sweep, runs nothing twice.
 """
 
 import itertools
-import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,24 +14,32 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, RunConfig, TuneConfig, Tuner
-from ray.tune.experiment import Trial as TuneTrial
+from ray.tune import RunConfig, TuneConfig, Tuner
 
+from glipv2.checkpoint import weights_sha256
 from glipv2.transfer.protocol import Mode, TuningConfig, protocol_for
 from glipv2.transfer.tune import DivergedError
 from pipeline import placement
 from pipeline.failure import RunError
 from pipeline.halving import HalvingWithinGroups
-from pipeline.progress import Progress
+from pipeline.mlflow_client import AwayError
 from pipeline.result_store import ResultStore
+from pipeline.shards import file_sha256
 from pipeline.sources.odinw import OdinwDataset, list_datasets
 from pipeline.storage import Place
-from pipeline.tracking import Run
-from pipeline.trial import ALL, PROBE, Shots, TrialConfig, TrialInputs, TrialSpec, check_trials, run_trial, trial_key
-
-DONE, STOPPED = "done", "stopped_at"
-METRICS = ("ap", "ap50", "val_ap", "probe_ap", "seconds", "steps", "best_epoch", "cache_mib", "offset_norm")
-"""What is logged of a trial; its evaluations are logged by epoch."""
+from pipeline.sweep_follow import DONE, STOPPED, Follow, describe, pin_dataset
+from pipeline.tracking import Input, Run
+from pipeline.trial import (
+    ALL,
+    PROBE,
+    Shots,
+    TrialConfig,
+    TrialInputs,
+    TrialSpec,
+    check_trials,
+    run_trial,
+    trial_key,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,18 @@ class SweepInputs:
     store: Place
     """Folder of finished trials, which sweeps may share."""
 
+    def record(self, run: Run) -> None:
+        """Record with a run what it tunes, and on what."""
+        given = self.trial
+        probe = [] if given.probe is None else [given.probe.annotations]
+        run.inputs(
+            [
+                Input.of(given.model, weights_sha256(given.model), "model"),
+                *(pin_dataset(given, dataset.name) for dataset in find_datasets(self)),
+                *(Input.of(path, file_sha256(path), PROBE) for path in probe),
+            ]
+        )
+
 
 def sweep(cfg: SweepConfig, inputs: SweepInputs, run: Run) -> list[dict[str, Any]]:
     """Run what is not done yet of all trials, and return what each came to.
@@ -141,7 +160,7 @@ def sweep(cfg: SweepConfig, inputs: SweepInputs, run: Run) -> list[dict[str, Any
     store = ResultStore(inputs.store)
     specs = list_trials(cfg, find_datasets(inputs), probed=inputs.trial.probe is not None)
     plans = {trial_key(spec, cfg.trial, inputs.trial): spec for spec in specs}
-    follow = _Follow(run, store, plans)
+    follow = Follow(run, store, plans, inputs.trial)
     for key in store.read(plans):
         follow.done(key)
     check_trials(specs, cfg.trial, inputs.trial)
@@ -151,6 +170,8 @@ def sweep(cfg: SweepConfig, inputs: SweepInputs, run: Run) -> list[dict[str, Any
             f"{len(failed)} of {len(plans)} trials failed: {'; '.join(failed[:3])}; the others are kept: mend this and "
             "give the same command again"
         )
+    if waiting := run.settle():
+        raise AwayError(run.uri, f"{waiting} records of trials are left")
     return [follow.results[key] for key in plans]
 
 
@@ -193,7 +214,7 @@ def choose(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(best.values())
 
 
-def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialSpec], follow: "_Follow") -> list[str]:
+def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialSpec], follow: Follow) -> list[str]:
     """Run trials on the cluster; name those that failed."""
     placement.require(cfg.trial.node_resource)
     resources = {
@@ -229,40 +250,3 @@ def _trainable(config: dict[str, Any], cfg: TrialConfig, inputs: TrialInputs, st
     # Kept before anybody is told: whoever is killed after this line has lost nothing.
     store.write(key, {**describe(spec), **came_to})
     tune.report({DONE: 1.0})
-
-
-class _Follow(Callback):
-    """Driver side of the sweep: one MLflow run for each trial, the status line, and what came of all."""
-
-    def __init__(self, run: Run, store: ResultStore, plans: Mapping[str, TrialSpec]) -> None:
-        self.run, self.store, self.plans = run, store, plans
-        self.results: dict[str, dict[str, Any]] = {}
-        self.progress = Progress("sweep", unit="trials")
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        key, spec = trial.config["trial"]
-        if DONE not in trial.last_result:  # the scheduler stopped it
-            told = {name: trial.last_result[name] for name in ("epoch", "val_ap")}
-            self.store.write(key, {**describe(spec), **told, STOPPED: told["epoch"]})
-        self.done(key)
-
-    def done(self, key: str) -> None:
-        """Take note of a finished trial, and record it once in each sweep it is part of."""
-        result = self.results[key] = self.store.read([key])[key]
-        spec = self.plans[key]
-        child = self.run.child(spec.name, key, spec.params)
-        for seen in result.get("history", ()):
-            child.metrics({k: v for k, v in seen.items() if k != "epoch"}, int(seen["epoch"]))
-        child.metrics({name: result[name] for name in METRICS if result.get(name) is not None})
-        child.tags({"images": json.dumps(result.get("images", []))[:5000], "trial_key": key})
-        child.finish("KILLED" if STOPPED in result else "FINISHED")
-        self.progress(len(self.results), len(self.plans), f"{spec.name} {_told(result)}")
-
-
-def describe(spec: TrialSpec) -> dict[str, Any]:
-    """Say what a trial is, beside its outcome."""
-    return {"group": spec.group, **asdict(spec)}
-
-
-def _told(result: Mapping[str, Any]) -> str:
-    return f"AP {result['ap']:.1f}" if "ap" in result else f"stopped at AP {result['val_ap']:.1f}"

@@ -11,6 +11,7 @@ from pipeline.protocol import FOLDER, Protocol, Score, mean
 from pipeline.report.inputs import ALL_DATA, ZERO_SHOT, Table, Trial
 from pipeline.report.tables import difference, duration, percent, unique
 from pipeline.sweep import SweepConfig, choose
+from pipeline.sweep_follow import compare
 from pipeline.trial import ALL, PROBE
 
 SHOWN = ("dataset", "mode", "shots", "seed", "ap", "ap50", "seconds")
@@ -29,6 +30,18 @@ def summarize(results: Results, cfg: SweepConfig, protocol: Protocol | None) -> 
         "forgetting": forgetting(chosen),
         "cost": cost(results, cfg.trial.num_gpus),
     }
+
+
+def overall(chosen: Results) -> dict[str, float]:
+    """Give the means over data sets and draws of AP, points won and points lost on the probe: numbers of the sweep."""
+    found: dict[str, list[float]] = {}
+    for result in chosen:
+        if result["dataset"] != PROBE:
+            group = result["mode"] if result["mode"] == ZERO_SHOT else f"{result['mode']} {result['shots']}"
+            for name, value in {"ap": result["ap"], **compare(result, chosen)}.items():
+                if name != "zero_shot_ap":
+                    found.setdefault(f"mean_{name} {group}", []).append(value)
+    return {name: statistics.fmean(values) for name, values in found.items()}
 
 
 def trials(results: Results) -> list[Trial]:

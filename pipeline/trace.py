@@ -131,7 +131,7 @@ def _follow_backward(cfg: TraceJob, stores: Sequence[Store]) -> Answer:
     hits = {path: search.hits(path, cfg.examples) for path in cfg.shards}
     manifests = {path: require_manifest(path) for path in cfg.shards}
     origins = [manifests[path].content_hash for path, found in hits.items() if any(hit.usable for hit in found)]
-    steps = [step for path in cfg.shards if (step := stage_step(manifests[path], str(path))) is not None]
+    steps = [stage_step(manifests[path], str(path)) for path in cfg.shards]
     steps += [step for store in stores for step in store.steps()] if origins else []
     dropped = {
         str(cfg.out / path.name): search.drop(path, cfg.out / path.name) for path in hits if cfg.drop and hits[path]

@@ -255,6 +255,8 @@ def train_loop(loop: dict[str, Any]) -> None:
         if trainee.step % cfg.checkpoint_every == 0 or leaving or last:
             own = {"step": trainee.step, "seconds": trainee.seconds, "train_images": trainee.data.mixture.num_different}
             trainee.report(account | own, validation=loop["validates"] and not leaving)
+    if rank == 0 and (left := loop["run"].settle()):  # this process ends now
+        logger.warning("%d records of the training are not in MLflow, which does not answer", left)
 
 
 def _count_flops(model: GLIPv2, batch: Batch) -> float:

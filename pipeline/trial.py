@@ -115,9 +115,14 @@ class TrialSpec:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What it is, flat, so that columns of MLflow's comparison are named for what differs."""
+        """All that it is, flat."""
+        return self.compared | (asdict(self.tuning) if self.tuning else {})
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """What trials are compared by, and nothing else: columns of MLflow's views."""
         own = {"dataset": self.dataset, "mode": self.mode, "shots": self.shots, "seed": self.seed}
-        return own | (asdict(self.tuning) if self.tuning else {})
+        return own | ({"lr": self.tuning.lr, "weight_decay": self.tuning.weight_decay} if self.tuning else {})
 
 
 MACHINERY = frozenset({"num_gpus", "threads", "keep_models", "cache_mib", "cache_folder", placement.FIELD})

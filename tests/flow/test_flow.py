@@ -91,7 +91,7 @@ def test_mlflow_holds_one_parent_and_a_run_per_training_and_trial(walked: Walk) 
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
-    assert [run.info.run_name for run in parents] == ["demo"]
+    assert [run.data.tags["glipv2.job"] for run in parents] == ["demo"]
     assert len(children) == len(runs) - 1
     assert {run.info.status for run in runs} == {"FINISHED"}
     trials = {name: run for name, run in children.items() if name not in ("teacher", "student")}

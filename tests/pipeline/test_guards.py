@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pipeline import schema
 from pipeline.guards import GuardConfig, GuardJob, guard, guard_alone, guard_table, hash_picture, judge, load_index
 from pipeline.neighbours import Neighbourhood, losers
 from pipeline.shards import Manifest, count_rejects, describe_files, read_manifest, write_manifest, write_table
+from pipeline.tracking import Input
 
 NOTHING = GuardConfig()
 
@@ -311,8 +313,11 @@ class Recorder:
     def tags(self, values: dict[str, str]) -> None:
         self.seen |= values
 
+    def inputs(self, given: list[Input]) -> None:
+        self.seen |= {f"input {one.role}": (one.place, one.hash) for one in given}
+
     def artifact(self, path: Path, folder: str) -> None:
-        self.seen[folder] = path
+        self.seen[folder] = read_manifest(path.parent)
 
 
 def test_the_job_counts_what_it_kept_out_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,11 +330,18 @@ def test_the_job_counts_what_it_kept_out_in_its_run(tmp_path: Path, monkeypatch:
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None
     assert manifest.run_id == "run-7"
+    source = read_manifest(images)
+    assert source is not None
+    made = {"stage": "guard", "place": str(tmp_path / "out"), "run_id": "run-7", "inputs": manifest.inputs}
+    assert json.loads(run.seen.pop("made.out")) == made
     assert run.seen == {
-        "rows_in": 3,
-        "rows_out": 1,
+        "input images": (str(images), source.content_hash),
+        "guard/rows_in": 3,
+        "guard/rows_out": 1,
+        "guard/rejects/duplicate_content": 2,
+        "guard/seconds": manifest.seconds,
         "content_hash.out": manifest.content_hash,
-        "manifests/out": tmp_path / "out" / "manifest.json",
+        "manifests/out": manifest,
     }
 
 

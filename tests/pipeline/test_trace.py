@@ -15,11 +15,12 @@ from PIL import Image
 from glipv2.checkpoint import WEIGHTS
 from pipeline import schema
 from pipeline.guards import hash_picture
+from pipeline.lineage import record_model, record_stage
 from pipeline.search import Wanted, hide
 from pipeline.shards import MANIFEST_NAME, Manifest, count_rejects, describe_files, read_manifest, write_manifest
 from pipeline.shards import write_table as write_shard
 from pipeline.trace import TraceJob, trace
-from pipeline.tracking import Run, open_run
+from pipeline.tracking import Input, Run, open_run
 
 TEXT = "A red mug beside a cat."
 TEACHER = "ab" * 32
@@ -306,12 +307,11 @@ def save_model(folder: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def record(run: Run, folder: Path) -> str:
+def record(run: Run, folder: Path) -> Input:
     manifest = read_manifest(folder)
     assert manifest is not None
-    run.tags({f"content_hash.{folder.name}": manifest.content_hash})
-    run.artifact(folder / MANIFEST_NAME, f"manifests/{folder.name}")
-    return manifest.content_hash
+    record_stage(run, manifest, folder)
+    return Input.of(folder, manifest.content_hash, "train")
 
 
 @pytest.fixture(scope="module")
@@ -324,17 +324,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_source_leads_to_every_model_made_of_it(labels: Path, tmp_path: Path, home: Path) -> None:
     """Labels -> student -> its own labels -> grandchild, which is measured; a bystander is trained on others."""
-    student, grandchild = tmp_path / "student" / "model", tmp_path / "grandchild" / "model"
-    weights = save_model(student, b"student")
-    measured = save_model(grandchild, b"grandchild")
+    student, grandchild, bystander = (tmp_path / name / "model" for name in ("student", "grandchild", "bystander"))
+    weights, measured, _ = (save_model(model, str(model).encode()) for model in (student, grandchild, bystander))
     more = finish(tmp_path / "more", {"0.parquet": [label(9, "http://z.example/")]}, inputs={"teacher": weights})
     clean = drop(labels, Wanted(hosts=("one.example",)))
     with open_run(home, "demo", "k", {}) as run:
         content, further, cleaned = (record(run, folder) for folder in (labels, more, clean))
-        trained = {"student": (content, student), "grandchild": (further, grandchild), "bystander": (cleaned, clean)}
-        for name, (source, model) in trained.items():
-            run.child(name, name, {}).tags({"inputs": f"vocabulary {source} x 2", "model": str(model)})
-        run.child("evaluate", "evaluate", {}).tags({"model": measured})
+        for source, model in ((content, student), (further, grandchild), (cleaned, bystander)):
+            child = run.child(model.parent.name, model.parent.name, {})
+            child.inputs([source])
+            record_model(child, model)
+        evaluation = run.child("evaluate", "evaluate", {})
+        evaluation.inputs([Input.of(grandchild, measured, "model")])
+        evaluation.tags({"model": str(grandchild), "weights_sha256": measured})
     answer = follow(labels, Wanted(hosts=("one.example",)), stores=(home,))
     assert {(step["what"], step["name"]) for step in answer["made_of_them"]} == {
         ("model", "student"),
@@ -352,7 +354,7 @@ def test_a_run_is_told_by_name_and_commit(tmp_path: Path, home: Path) -> None:
         pass
     folder = finish(tmp_path / "own", {"0.parquet": [label(0, "http://a.example/", run_id=run.run_id)]})
     [source] = follow(folder, key=0, stores=(home,))["sources"]
-    assert (source["run"]["name"], source["run"]["status"]) == ("labelling", "FINISHED")
+    assert (source["run"]["name"], source["run"]["status"]) == (f"labelling {home.name}", "FINISHED")
     assert source["run"]["git_commit"]
 
 

@@ -1,9 +1,13 @@
+import contextlib
+import json
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
-from pipeline.tracking import EXPERIMENT, Run, flatten, open_run, tracking_uri
+from pipeline.mlflow_client import AwayError, shown
+from pipeline.tracking import COMMIT, EXPERIMENT, Input, Run, flatten, git_commit, open_run, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,15 @@ def test_a_run_records_its_configuration_and_ends_finished(home: Path) -> None:
     assert found.info.status == "FINISHED"
     assert found.data.params == {"optim.lr": "0.1", "shots": "[1, 3]"}
     assert found.data.metrics == {"loss": 2.0}
+
+
+def test_submitted_code_is_named_by_the_commit_it_was_submitted_with(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COMMIT, "0123abc-dirty")
+    with open_run(home, "demo", "submitted", {}) as run:
+        pass
+    assert info(run).data.tags["mlflow.source.git.commit"] == git_commit() == "0123abc-dirty"
 
 
 def test_a_failed_job_leaves_a_failed_run(home: Path) -> None:
@@ -89,3 +102,43 @@ def test_artifacts_lie_beside_the_store(home: Path, tmp_path: Path, monkeypatch:
 
 def test_nested_names_are_joined_by_dots() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": "[]"}
+
+
+def test_inputs_are_pinned_by_hash_and_not_doubled_when_a_run_is_gone_on_with(home: Path) -> None:
+    labels = Input.of(home / "web" / "labels", "ab" * 32, "train")
+    for end in (KeyboardInterrupt, None):
+        with contextlib.suppress(KeyboardInterrupt), open_run(home, "pretrain", "inputs", {}) as run:
+            run.inputs([labels, Input(name="vocab.txt", hash="cd" * 32, role="vocabulary")])
+            if end is not None:
+                raise end
+    found = {given.dataset.name: given for given in info(run).inputs.dataset_inputs}
+    assert found.keys() == {"web/labels", "vocab.txt"}
+    assert len(info(run).inputs.dataset_inputs) == 2
+    assert found["web/labels"].dataset.digest == "ab" * 16
+    assert json.loads(found["web/labels"].dataset.source)["uri"] == str(home / "web" / "labels")
+    assert found["web/labels"].tags[0].value == "train"
+
+
+def test_a_run_recorded_afterwards_has_the_time_it_took(home: Path) -> None:
+    with open_run(home, "sweep", "late", {}) as run:
+        child = run.child("trial", "trial", {}, kind="trial", seconds=50.0)
+        child.finish()
+    found = info(child).info
+    assert 50_000 <= found.end_time - found.start_time < 60_000
+
+
+def test_runs_of_jobs_are_told_apart_by_their_output_and_their_kind(home: Path) -> None:
+    with open_run(home, "sweep", "named", {}) as run:
+        child = run.child("Fish", "Fish", {}, kind="trial")
+    assert info(run).info.run_name == f"sweep {home.name}"
+    assert [info(each).data.tags["glipv2.job"] for each in (run, child)] == ["sweep", "trial"]
+
+
+def test_what_mlflow_refuses_is_no_outage(home: Path) -> None:
+    with open_run(home, "demo", "refused", {}) as run, pytest.raises(MlflowException, match="not%allowed"):
+        run.metrics({"not%allowed": 1.0})
+
+
+def test_a_password_in_an_address_is_never_shown() -> None:
+    assert shown("http://me:s3cr3t@host:5000/x") == "http://…@host:5000/x"
+    assert "s3cr3t" not in str(AwayError("http://me:s3cr3t@host", "told"))
