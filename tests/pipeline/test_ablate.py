@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.recipes import ablate_smoke
-from pipeline.ablate import ROWS, SCORES, TEACHER, _Job, _scores
+from pipeline.ablate import ROWS, SCORES, TEACHER, _Job, _scores, ablate
 from pipeline.ablation_table import BASE, EFFECTS, compare, standard_error, write_tables
 from pipeline.miniature.world import World
 from pipeline.zero_shot import COLUMNS
@@ -105,3 +105,13 @@ def test_finished_trainings_are_read_and_unfinished_ones_left_out(tmp_path: Path
     assert _scores(plan.cfg)[BASE] == [{"seed": 0.0, "coco": 5.0}]
     assert plan.done(BASE)
     assert not plan.done("no captions")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_out_of_time_says_what_is_left_and_shows_what_there_is(tmp_path: Path, free_port: int) -> None:
+    world = replace(ablate_smoke().world, port=free_port)
+    ended = ablate(replace(ablate_smoke(), out=tmp_path, world=world, rows=("no captions",), minutes=1e-6))
+    assert "2 trainings left" in ended.text
+    assert ended.report is not None
+    assert "no captions" in ended.report.html.read_text(encoding="utf-8")
