@@ -40,8 +40,8 @@ class Site:
     service_account: str = "glipv2"
     """Service account of the pods: it may read and write the bucket."""
     pod_secret: str = "glipv2-environment"
-    """Secret of Kubernetes whose entries every pod has as variables: keys that a service account does not spare, such as
-    an HMAC key and ``AWS_ENDPOINT_URL`` for Google's storage. It may be absent."""
+    """Secret of Kubernetes whose entries every pod has as variables: keys that a service account does not spare, such
+    as an HMAC key and ``AWS_ENDPOINT_URL`` for Google's storage. It may be absent."""
     bucket: str = "s3://my-bucket"
     """Where the RayJob reads and writes."""
     teacher: str = "IDEA-Research/grounding-dino-tiny"
