@@ -46,14 +46,25 @@ def overall(chosen: Results) -> dict[str, float]:
 
 def trials(results: Results) -> list[Trial]:
     """Turn what trials came to into rows of the report."""
-    rows = ({name: result[name] for name in SHOWN} for result in results if result["dataset"] != PROBE)
+    rows = (
+        {**{name: result[name] for name in SHOWN}, "history": result.get("history", [])}
+        for result in results
+        if result["dataset"] != PROBE
+    )
     return [Trial(**{**row, "shots": ALL_DATA if row["shots"] == ALL else row["shots"]}) for row in rows]
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """Lay out what `summarize` found, beside the list of trials that a report has anyway; empty ones are left out."""
     lost = found["forgetting"]
-    made = [_means_table(found["means"]), _lost_on_average(lost), _forgetting_table(lost), _rates_table(found["rates"])]
+    means = found["means"]
+    made = [
+        _means_table(means),
+        *_cells_tables(means),
+        _lost_on_average(lost),
+        _forgetting_table(lost),
+        _rates_table(found["rates"]),
+    ]
     spent = found["cost"]
     cost_table = Table(
         caption="What all trials cost, stopped ones left out",
@@ -76,6 +87,22 @@ def _means_table(means: Sequence[Mapping[str, Any]]) -> Table:
         ],
         num_names=2,
     )
+
+
+def _cells_tables(means: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Set every data set beside what papers report of it, a table for each mode and number of shots."""
+    return [
+        Table(
+            caption=f"Data set by data set, {row['mode']}, {row['shots']} shots: mean ± standard deviation over draws",
+            columns=["Data set", "Ours", *row["paper_cells"]],
+            rows=[
+                [name, f"{mean:.1f} ± {std:.1f}"] + [percent(cells[name]) for cells in row["paper_cells"].values()]
+                for name, (mean, std) in row["cells"].items()
+            ],
+            folded=True,
+        )
+        for row in means
+    ]
 
 
 def _lost_on_average(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -138,7 +165,8 @@ def benchmark_means(results: Results, protocol: Protocol, prompts: str) -> list[
 
     Returns:
         Per mode and number of shots the ``mean`` over draws of the benchmark's mean, their ``std`` (of the population,
-        as the paper's) and ``paper``: what is printed for each model.
+        as the paper's) and ``paper``: what is printed for each model. ``cells`` has mean and deviation of each data
+        set, ``paper_cells`` those printed for each model.
 
     Raises:
         ValueError: they are not the benchmark's: a data set is missing, or prompts or split are others.
@@ -159,7 +187,17 @@ def benchmark_means(results: Results, protocol: Protocol, prompts: str) -> list[
     for (mode, shots), draws in groups.items():
         means = [mean(scores, protocol) for scores in draws.values()]
         row = {"mode": mode, "shots": shots, "mean": statistics.fmean(means), "std": statistics.pstdev(means)}
-        rows.append({**row, "paper": paper_means(protocol, mode, shots)})
+        cells = {
+            d.name: [s.value for own in draws.values() for s in own if s.dataset == d.name] for d in protocol.datasets
+        }
+        rows.append(
+            {
+                **row,
+                "paper": paper_means(protocol, mode, shots),
+                "cells": {name: (statistics.fmean(aps), statistics.pstdev(aps)) for name, aps in cells.items()},
+                "paper_cells": paper_cells(protocol, mode, shots),
+            }
+        )
     return rows
 
 
@@ -168,6 +206,17 @@ def paper_means(protocol: Protocol, mode: str, shots: int | str) -> dict[str, fl
     if mode == ZERO_SHOT:
         return {row.model: row.mean for row in protocol.paper if row.mean is not None}
     return {row["model"]: row["mean"] for row in _tuned(protocol.name) if (row["mode"], row["shots"]) == (mode, shots)}
+
+
+def paper_cells(protocol: Protocol, mode: str, shots: int | str) -> dict[str, dict[str, float]]:
+    """Look up what is printed for each model and data set, tuned in the same way."""
+    if mode == ZERO_SHOT:
+        rows = [(row.model, row.scores) for row in protocol.paper]
+    else:
+        own = [row for row in _tuned(protocol.name) if (row["mode"], row["shots"]) == (mode, shots)]
+        rows = [(row["model"], tuple(row.get("cells", ()))) for row in own]
+    names = [dataset.name for dataset in protocol.datasets]
+    return {model: dict(zip(names, cells, strict=True)) for model, cells in rows if cells}
 
 
 def best_rates(results: Results) -> list[dict[str, Any]]:

@@ -66,13 +66,22 @@ class Chart:
 
 def panel(theme: Theme, width_in: float, height_in: float) -> tuple[Figure, Axes]:
     """Make an empty panel."""
-    figure = Figure(figsize=(width_in, height_in), facecolor=theme.surface, layout="constrained")
-    axes = figure.add_subplot(facecolor=theme.surface)
-    axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=theme.muted)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+    figure, [axes] = panels(theme, width_in, height_in, 1)
     return figure, axes
+
+
+def panels(theme: Theme, width_in: float, height_in: float, rows: int) -> tuple[Figure, list[Axes]]:
+    """Make empty panels above each other, over one horizontal axis."""
+    figure = Figure(figsize=(width_in, height_in), facecolor=theme.surface, layout="constrained")
+    made: list[Axes] = []
+    for row in range(rows):
+        axes = figure.add_subplot(rows, 1, row + 1, facecolor=theme.surface, sharex=made[0] if made else None)
+        axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=theme.muted, labelbottom=row == rows - 1)
+        axes.grid(color=theme.grid, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+        made.append(axes)
+    return figure, made
 
 
 def legend(figure: Figure, axes: Axes, theme: Theme) -> None:

@@ -109,6 +109,8 @@ class Trial:
     """Average precision at IoU 0.50, percent."""
     seconds: float
     """Wall time, seconds."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Evaluations while it was tuned: ``epoch``, ``val_ap`` and, if known, ``val_ap50`` and ``loss``."""
 
     def __post_init__(self) -> None:
         """Refuse unknown modes, shots of a zero-shot trial and scores that are no percentages."""

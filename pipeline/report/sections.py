@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.report import analysis_figures, analysis_tables, figures, tables
+from pipeline.report import analysis_figures, analysis_tables, figures, tables, tuning_figures
 from pipeline.report.canvas import Chart
 from pipeline.report.findings import Tile, sentences, tiles
 from pipeline.report.inputs import Analysis, ReportInputs, Table
@@ -88,6 +88,13 @@ def _sections(inputs: ReportInputs) -> list[Section]:
             "0 and the dotted line are zero-shot. The mean over data sets is taken per seed.",
             charts=figures.trial_charts(inputs.trials),
             tables=tables.trial_tables(inputs.trials),
+        ),
+        Section(
+            name="tuning",
+            title="Tuning",
+            intro="Validation AP (line), AP50 (dotted) and training loss by epoch; epoch 0 is the untuned model. "
+            "The best epoch is the one measured on the test split.",
+            charts=tuning_figures.tuning_charts(inputs.trials),
         ),
         Section(
             name="details",

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pipeline.report.inputs import ALL_DATA, ZERO_SHOT, LabelQuality, ReportInputs, Score, Stage, Table, Training, Trial
 
 K = TypeVar("K")
+Measure = Callable[[Trial], float]
 
 
 def count(value: int) -> str:
@@ -184,7 +185,12 @@ def trial_tables(trials: list[Trial]) -> list[Table]:
         return []
     rows = with_mean(trials)
     tuned = sorted({trial.mode for trial in trials} - {ZERO_SHOT}) or [ZERO_SHOT]
-    return [_shots_table([t for t in rows if t.mode in (mode, ZERO_SHOT)], mode) for mode in tuned] + [
+    measures: dict[str, Measure] = {"AP": lambda trial: trial.ap, "AP50": lambda trial: trial.ap50}
+    return [
+        _shots_table([t for t in rows if t.mode in (mode, ZERO_SHOT)], f"{name} by shots, {mode}", measure)
+        for mode in tuned
+        for name, measure in measures.items()
+    ] + [
         Table(
             caption=f"All {len(trials)} trials",
             columns=["Data set", "Mode", "Shots", "Seed", "AP", "AP50", "Time"],
@@ -246,15 +252,15 @@ def _last_loss(training: Training) -> str:
     return f"{statistics.fmean(losses):.3f}" if losses else "–"
 
 
-def _shots_table(trials: list[Trial], mode: str) -> Table:
+def _shots_table(trials: list[Trial], what: str, measure: Measure) -> Table:
     shots = sorted({trial.shots for trial in trials})
     by_cell = _grouped(trials, lambda t: (t.dataset, t.shots))
     num_seeds = max(len(found) for found in by_cell.values())
     return Table(
-        caption=f"AP by shots, {mode}: mean ± standard deviation over up to {num_seeds} seeds, percent",
+        caption=f"{what}: mean ± standard deviation over up to {num_seeds} seeds, percent",
         columns=["Data set", *map(shots_name, shots)],
         rows=[
-            [name, *(mean_and_spread([t.ap for t in by_cell.get((name, n), [])]) for n in shots)]
+            [name, *(mean_and_spread([measure(t) for t in by_cell.get((name, n), [])]) for n in shots)]
             for name in unique(trial.dataset for trial in trials)
         ],
     )

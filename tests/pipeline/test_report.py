@@ -17,6 +17,8 @@ from pipeline.report import (
     summary_table,
     write_report,
 )
+from pipeline.report.inputs import ALL_DATA
+from pipeline.report.tuning_figures import MAX_PANELS, drawn_together
 
 HOSTILE = '<script>alert("caption")</script>'
 
@@ -46,6 +48,11 @@ EMPTY = ReportInputs(
     input_hashes={},
     mlflow_uri="sqlite:///x.db",
 )
+TUNED = [
+    {"epoch": 0.0, "val_ap": 9.0, "val_ap50": 19.0, "lr": 0.1},
+    {"epoch": 2.0, "val_ap": 13.5, "val_ap50": 23.0, "loss": 2.5, "lr": 0.1},
+    {"epoch": 4.0, "val_ap": 11.0, "val_ap50": 21.0, "loss": 1.25, "lr": 0.1},
+]
 FULL = replace(
     EMPTY,
     title=HOSTILE,
@@ -73,7 +80,7 @@ FULL = replace(
     ],
     trials=[
         Trial(dataset="Fish", mode="zero-shot", shots=0, seed=0, ap=10.0, ap50=20.0, seconds=1.0),
-        Trial(dataset="Fish", mode="prompt", shots=1, seed=3, ap=12.0, ap50=22.0, seconds=1.0),
+        Trial(dataset="Fish", mode="prompt", shots=1, seed=3, ap=12.0, ap50=22.0, seconds=1.0, history=TUNED),
         Trial(dataset="Fish", mode="prompt", shots=1, seed=30, ap=18.0, ap50=28.0, seconds=1.0),
     ],
     label_quality=[LabelQuality(precision=59.5, recall=37.5, num_labels=918, group="novel", selection="as used")],
@@ -94,6 +101,30 @@ def test_both_forms_tell_the_same_numbers(written: tuple[str, str, Path]) -> Non
     for number in ("61.2", "33.5", "59.5", "918", "http_404", "no_box"):
         assert number in page
         assert number in markdown
+
+
+def test_the_way_of_a_tuned_trial_is_drawn_and_told(written: tuple[str, str, Path]) -> None:
+    page, markdown, figures = written
+    told = "Validation AP of seed 3 from 9.0 to 13.5 at epoch 2 of 4, loss from 2.500 to 1.250"
+    assert told in page
+    assert told in markdown
+    assert (figures / "tuning_00.png").stat().st_size > 1000
+
+
+def test_more_ways_than_a_page_holds_leave_out_those_with_few_shots() -> None:
+    trials = [
+        Trial(dataset=f"Set {n}", mode="full", shots=shots, seed=3, ap=1.0, ap50=1.0, seconds=1.0, history=TUNED)
+        for n in range(MAX_PANELS - 1)
+        for shots in (1, ALL_DATA)
+    ]
+    drawn = [kind[0].shots for kind in drawn_together(trials)]
+    assert len(drawn) == MAX_PANELS
+    assert drawn.count(ALL_DATA) == MAX_PANELS - 1
+
+
+def test_ap50_of_tuned_trials_is_told_by_shots(written: tuple[str, str, Path]) -> None:
+    assert "AP50 by shots, prompt" in written[1]
+    assert "25.0 ± 4.2" in written[1]
 
 
 def test_the_difference_between_student_and_teacher_is_told(written: tuple[str, str, Path]) -> None:
