@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from glipv2.checkpoint import weights_sha256
 from pipeline import schema
 from pipeline.benchmark_scores import Result, judge, mean_of, table
-from pipeline.benchmark_truth import Truth, read_truth
+from pipeline.benchmark_truth import Truth, asked_rows, read_truth
 from pipeline.benchmark_worker import ASKED, FOUND, Asker, Plan, RunConfig
 from pipeline.engine import Source, Step, Work, carry_out
 from pipeline.lineage import MODEL, WEIGHTS_SHA256
@@ -185,7 +185,7 @@ def _annotations(truth: Truth) -> str:
 def _ask_all(cfg: EvaluationJob, protocol: Protocol, truths: Sequence[Truth], identity: Mapping[str, object]) -> None:
     """Ask every image; what an earlier run has done is kept."""
     asked = cfg.out / f"asked-{config_hash(identity)}.parquet"
-    rows = [row for truth in truths for row in _rows(truth)]
+    rows = [row for truth in truths for row in asked_rows(truth)]
     write_table(schema.to_table([{"key": key, **row} for key, row in enumerate(rows)], ASKED), asked)
     plans = {t.dataset.name: Plan(dataset=t.dataset, names=t.names, prompts=protocol.prompts) for t in truths}
     step = Step(
@@ -215,17 +215,6 @@ def _ask_all(cfg: EvaluationJob, protocol: Protocol, truths: Sequence[Truth], id
         config=asdict(cfg.run),
     )
     carry_out(work, Place.of(cfg.out / FOUND_ROWS))
-
-
-def _rows(truth: Truth) -> list[dict[str, object]]:
-    return [
-        {
-            "dataset": truth.dataset.name,
-            "file": str(asked.file),
-            "sentences": None if truth.names else json.dumps([[s.text, s.spans] for s in asked.sentences]),
-        }
-        for asked in truth.images
-    ]
 
 
 def _crashed(row: Mapping[str, Any]) -> dict[str, object]:

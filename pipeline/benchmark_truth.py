@@ -11,6 +11,7 @@ Oddities of COCO json, and what comes of them:
   image, no category or no box at all, that is an error of one line before anything runs.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -22,6 +23,7 @@ from glipv2.text.tokenizer import CharSpan
 from pipeline.protocol import Files, ProtocolDataset
 from pipeline.sources.coco import file_name, first_file, load_json, open_text
 from pipeline.sources.flickr30k import parse_sentence
+from pipeline.sources.voc import read_image_list
 
 Id = int | str
 ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -84,6 +86,18 @@ def read_truth(dataset: ProtocolDataset, root: Path) -> Truth:
         what = f"none of the {len(truth.images)} images of {dataset.name} is there"
         raise ValueError(f"{what}; expected {truth.images[0].file} and so on")
     return truth
+
+
+def asked_rows(truth: Truth) -> list[dict[str, object]]:
+    """Write the images of a data set as `pipeline.benchmark_worker.Asker` reads them, but for their keys."""
+    return [
+        {
+            "dataset": truth.dataset.name,
+            "file": str(asked.file),
+            "sentences": None if truth.names else json.dumps([[s.text, s.spans] for s in asked.sentences]),
+        }
+        for asked in truth.images
+    ]
 
 
 def _read_coco(dataset: ProtocolDataset, files: Files) -> Truth:
@@ -163,12 +177,12 @@ def _read_sentences(folder: Path, image: str) -> tuple[Sentence, ...]:
 
 def _read_list(folder: Path, split: str) -> tuple[Path, list[str]]:
     """Read which images are in a split."""
-    paths = [folder / f"{split}.txt", folder / "ImageSets" / "Main" / f"{split}.txt"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise ValueError(f"{folder} has no list of the split {split}; expected {paths[0]} or {paths[1]}")
-    with open_text(path, "an image per line") as lines:
-        return path, [line.split()[0] for line in lines if line.strip()]
+    found = read_image_list(folder, split)
+    if found is None:
+        raise ValueError(
+            f"{folder} has no list of the split {split}; expected {split}.txt in it, or in its folder ImageSets/Main"
+        )
+    return found
 
 
 def _categories(categories: Sequence[dict[str, Any]]) -> dict[str, list[Id]]:

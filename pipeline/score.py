@@ -9,6 +9,7 @@ from glipv2.evaluation import flickr30k, voc
 from glipv2.evaluation.coco import coco_metrics
 from glipv2.evaluation.lvis import lvis_metrics
 from pipeline.paths import NOT_GIVEN, require
+from pipeline.sources.voc import read_image_list
 
 Metric = Literal["coco-bbox", "coco-segm", "lvis", "lvis-fixed", "flickr30k-any", "flickr30k-merged", "voc"]
 
@@ -82,11 +83,10 @@ def _annotations(truth: Path) -> Path:
 
 def _images(cfg: ScoreJob) -> list[str]:
     """List the images to score, by their names without suffix."""
-    name = f"{cfg.subset or 'test'}.txt"
-    for path in (cfg.truth / name, cfg.truth / "ImageSets" / "Main" / name):
-        if path.is_file():
-            return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if found := read_image_list(cfg.truth, cfg.subset or "test"):
+        return found[1]
     if cfg.subset:
+        name = f"{cfg.subset}.txt"
         raise ValueError(f"{cfg.truth} has neither {name} nor ImageSets/Main/{name}; give another --subset, or none")
     images = sorted(path.stem for path in _annotations(cfg.truth).glob("*.xml"))
     if not images:

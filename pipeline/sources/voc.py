@@ -81,6 +81,20 @@ def read_voc(source: VocSource) -> Iterator[Row]:
     report_lost(source.annotations, lost)
 
 
+def read_image_list(folder: Path, split: str) -> tuple[Path, list[str]] | None:
+    """Read which images are in a split of VOC or Flickr30k Entities, by their names without ending.
+
+    Returns:
+        The list, ``<folder>/<split>.txt`` or else ``<folder>/ImageSets/Main/<split>.txt``, and the names in it; None if
+        there is neither.
+    """
+    for path in (folder / f"{split}.txt", folder / "ImageSets" / "Main" / f"{split}.txt"):
+        if path.is_file():
+            with open_text(path, "an image per line") as lines:
+                return path, [line.split()[0] for line in lines if line.strip()]
+    return None
+
+
 def voc_categories(source: VocSource) -> dict[int, str]:
     """Collect the names of all XML files of the folder, whatever the subset; ids count from 0 in alphabetical order.
 

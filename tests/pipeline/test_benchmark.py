@@ -31,6 +31,7 @@ from pipeline.miniature.world import World
 from pipeline.protocol import Files, Protocol, ProtocolDataset, list_protocols, read_protocol
 from pipeline.shards import MANIFEST_NAME, open_rows
 from pipeline.storage import Place
+from pipeline.zero_shot import zero_shot
 
 CONFIG = RunConfig(batch_size=4, rows_per_block=8)
 ODINW13 = read_protocol("odinw13")
@@ -437,6 +438,10 @@ def test_the_columns_of_the_paper_are_measured_on_the_drawn_world(
     assert scores["flickr30k"]["value"] == 100 * scores["flickr30k"]["metrics"]["flickr30k-any"]["R@1"]
     assert "flickr30k, flickr30k-merged: R@1" in said
     assert not any(score["unread"] for score in scores.values())
+    plain = zero_shot(eager_model, world)
+    assert [plain[name] for name in ("coco", "lvis", "flickr30k")] == pytest.approx(
+        [scores[name]["value"] for name in ("coco", "lvis", "flickr30k")], abs=1e-4
+    )
 
 
 @pytest.mark.ray
