@@ -2,7 +2,7 @@
 
 from pipeline.flow import SweepJob
 from pipeline.sweep import SearchConfig, SweepConfig
-from pipeline.trial import TrialConfig
+from pipeline.trial import ALL, TrialConfig
 
 
 def few_shot() -> SweepJob:
@@ -12,6 +12,26 @@ def few_shot() -> SweepJob:
     2 CPU cores. ``--sweep.modes prompt full linear`` tunes in other ways too.
     """
     return SweepJob(sweep=nano_sweep())
+
+
+def nano_full() -> SweepJob:
+    """Tune all of a nano model to a small real data set, at 320 px on a CPU.
+
+    ``python -m jobs.sweep nano-full --checkpoint /abs/model --data /abs/odinw --datasets bccd --out /abs/dir``: MINUTES
+    """
+    sweep = SweepConfig(
+        modes=("full",),
+        shots=(ALL,),
+        seeds=(3,),
+        lr=1e-3,
+        text_lr=1e-3,
+        decay="cosine",
+        max_epochs=48,
+        evaluate_every=4,
+        # Descriptions would be spelled letter by letter: the words are not in a miniature vocabulary.
+        trial=TrialConfig(short_side_px=320, use_paper_prompts=False, keep_models=True),
+    )
+    return SweepJob(sweep=sweep)
 
 
 def odinw13() -> SweepJob:
@@ -41,4 +61,4 @@ def nano_sweep() -> SweepConfig:
     return SweepConfig(shots=(1, 3), seeds=(3, 30), lr=0.02, max_epochs=24, evaluate_every=4)
 
 
-SWEEPS = {"few-shot": few_shot, "odinw13": odinw13, "odinw13-search": odinw13_search}
+SWEEPS = {"few-shot": few_shot, "nano-full": nano_full, "odinw13": odinw13, "odinw13-search": odinw13_search}

@@ -3,6 +3,7 @@
 A learning rate is only worse than another on the same data set with the same shots; Ray's scheduler would compare all.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -12,11 +13,19 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 class HalvingWithinGroups(FIFOScheduler):
     """One of Ray's `ASHAScheduler` for every group of trials; trials start in the order given."""
 
-    def __init__(self, group: str, *, time_attr: str, metric: str, max_t: int, grace_period: int = 2) -> None:
-        """Compare trials whose configuration has the same value under ``group``.
+    def __init__(
+        self,
+        group: Callable[[Mapping[str, Any]], str],
+        *,
+        time_attr: str,
+        metric: str,
+        max_t: int,
+        grace_period: int = 2,
+    ) -> None:
+        """Compare trials whose configurations are of the same group.
 
         Args:
-            group: key of the trials' configuration.
+            group: names the group of a trial's configuration.
             time_attr: reported progress that trials are compared at.
             metric: reported number that should be large.
             max_t: progress of a trial that runs to its end.
@@ -36,7 +45,7 @@ class HalvingWithinGroups(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Open a group with its first trial."""
-        name = str(trial.config[self._group])
+        name = self._group(trial.config)
         self._groups.setdefault(name, ASHAScheduler(**self._asha)).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -52,4 +61,4 @@ class HalvingWithinGroups(FIFOScheduler):
         self._of(trial).on_trial_remove(tune_controller, trial)
 
     def _of(self, trial: Trial) -> ASHAScheduler:
-        return self._groups[str(trial.config[self._group])]
+        return self._groups[self._group(trial.config)]

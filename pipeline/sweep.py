@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import RunConfig, TuneConfig, Tuner
 
 from glipv2.checkpoint import weights_sha256
-from glipv2.transfer.protocol import Mode, TuningConfig, protocol_for
+from glipv2.transfer.protocol import Decay, Mode, TuningConfig, protocol_for
 from glipv2.transfer.tune import DivergedError
 from pipeline import placement
 from pipeline.failure import RunError
@@ -29,17 +29,8 @@ from pipeline.sources.odinw import OdinwDataset, list_datasets
 from pipeline.storage import Place
 from pipeline.sweep_follow import DONE, STOPPED, Follow, describe, pin_dataset
 from pipeline.tracking import Input, Run
-from pipeline.trial import (
-    ALL,
-    PROBE,
-    Shots,
-    TrialConfig,
-    TrialInputs,
-    TrialSpec,
-    check_trials,
-    run_trial,
-    trial_key,
-)
+from pipeline.trial import ALL, PROBE, Shots, TrialConfig, TrialInputs, TrialSpec, run_trial, trial_key
+from pipeline.trial_checks import check_trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +84,10 @@ class SweepConfig:
     """Longest training, epochs; 0 is the protocol's."""
     lr: float = 0.0
     """Learning rate of every mode; 0 is the protocol's."""
+    text_lr: float = 0.0
+    """Learning rate of the text encoder, in ``full`` only; 0 is the protocol's."""
+    decay: Decay = "plateau"
+    """When the rate falls: ``plateau``, as published, or ``cosine`` over ``max_epochs``."""
     evaluate_every: int = 1
     """Epochs between evaluations on the validation split; patience counts evaluations."""
     trial: TrialConfig = field(default_factory=TrialConfig)
@@ -106,11 +101,12 @@ class SweepConfig:
         """Check the counts."""
         if any(isinstance(shots, int) and shots < 1 for shots in self.shots):
             raise ValueError(f"shots is {self.shots}; give counts from 1 up, or all; zero-shot is always measured")
-        if not self.seeds or self.max_concurrent < 1 or self.evaluate_every < 1 or self.max_epochs < 0 or self.lr < 0:
+        least = min(self.max_epochs, self.lr, self.text_lr)
+        if not self.seeds or self.max_concurrent < 1 or self.evaluate_every < 1 or least < 0:
             raise ValueError(
                 f"seeds {self.seeds}, max_concurrent {self.max_concurrent}, evaluate_every {self.evaluate_every}, "
-                f"max_epochs {self.max_epochs}, lr {self.lr}; give one seed or more, counts from 1 up, and no "
-                "negative number"
+                f"max_epochs {self.max_epochs}, lr {self.lr}, text_lr {self.text_lr}; give one seed or more, counts "
+                "from 1 up, and no negative number"
             )
 
     def tunings(self, mode: Mode, shots: Shots) -> Iterator[TuningConfig]:
@@ -120,6 +116,8 @@ class SweepConfig:
             yield replace(
                 paper,
                 lr=lr * (self.lr or paper.lr),
+                text_lr=self.text_lr or paper.text_lr,
+                decay=self.decay,
                 weight_decay=decay * paper.weight_decay,
                 max_epochs=self.max_epochs or paper.max_epochs,
                 evaluate_every=self.evaluate_every,
@@ -224,7 +222,7 @@ def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialS
     }
     given = {"cfg": cfg.trial, "inputs": inputs, "store": follow.store}
     longest = max((spec.tuning.max_epochs for spec in plans.values() if spec.tuning), default=1)
-    scheduler = HalvingWithinGroups("group", time_attr="epoch", metric="val_ap", max_t=longest)
+    scheduler = HalvingWithinGroups(_group, time_attr="epoch", metric="val_ap", max_t=longest)
     # What is done is in the store. Tune's own record of the run is of no use after it, and is not kept.
     with TemporaryDirectory() as folder:
         grid = Tuner(
@@ -239,6 +237,11 @@ def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialS
         ).fit()
     failed = [result for result in (grid[i] for i in range(len(grid))) if result.error]
     return [f"{r.config['trial'][1].name}: {str(r.error).strip().splitlines()[-1]}" for r in failed if r.config]
+
+
+def _group(config: Mapping[str, Any]) -> str:
+    spec: TrialSpec = config["trial"][1]
+    return spec.group
 
 
 def _trainable(config: dict[str, Any], cfg: TrialConfig, inputs: TrialInputs, store: ResultStore) -> None:

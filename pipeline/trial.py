@@ -18,7 +18,6 @@ from glipv2.checkpoint import save as save_model
 from glipv2.config import ModelConfig
 from glipv2.image import prepare, scale_boxes
 from glipv2.inference.predictor import Predictor
-from glipv2.inference.query import make_queries
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.sample import GroundingSample, covers
 from glipv2.text.prompts import Prompt
@@ -174,31 +173,6 @@ def dataset_hashes(dataset: OdinwDataset) -> list[str]:
     return [dataset.name, *(file_sha256(dataset.annotations(split)) for split in ("train", "valid", "test"))]
 
 
-def check_trials(specs: Sequence[TrialSpec], cfg: TrialConfig, inputs: TrialInputs) -> None:
-    """Find out what is wrong with the data before anything runs.
-
-    Raises:
-        ValueError: a split has no images or no boxes, the names of a data set do not fit into one prompt, or too few
-            images show a category.
-    """
-    tokenizer = load(inputs.model)[1]
-    for name in sorted({spec.dataset for spec in specs} - {PROBE}):
-        dataset = OdinwDataset(name=name, root=inputs.root)
-        for split in ("train", "valid", "test"):
-            content = read_annotations(dataset.annotations(split))
-            if empty := [part for part in ("images", "annotations") if not content[part]]:
-                raise ValueError(f"{dataset.annotations(split)} has no {empty[0]}; give a split with images and boxes")
-        [query] = make_queries([make_prompt(dataset, use_paper_prompts=cfg.use_paper_prompts)], tokenizer)
-        if query.unseen:
-            raise ValueError(
-                f"{name}: {len(query.unseen)} of its {len(dataset.categories)} names do not fit into the model's text "
-                f"of {tokenizer.max_tokens} tokens; tuning learns one prompt, so leave names out or take another model"
-            )
-        for shots, seed in {(s.shots, s.seed) for s in specs if s.dataset == name and isinstance(s.shots, int)}:
-            if shots:
-                few_shot_images(dataset, shots, seed, strict=cfg.strict)
-
-
 def run_trial(spec: TrialSpec, cfg: TrialConfig, inputs: TrialInputs, out: Place, report: Report) -> Outcome:
     """Run one trial in this process.
 
@@ -249,10 +223,12 @@ class _Trial:
         images = self.images()
         original = {name: value.clone() for name, value in self.model.state_dict().items()}
         epochs = iter(range(0, tuning.max_epochs, tuning.evaluate_every))
+        seen: list[dict[str, float]] = []
 
         def validate(offset: torch.Tensor | None) -> float:
-            ap, _ = self.measure(self.validation(), offset)
-            report({"epoch": float(next(epochs, tuning.max_epochs)), "val_ap": ap})
+            ap, ap50 = self.measure(self.validation(), offset)
+            seen.append({"epoch": float(next(epochs, tuning.max_epochs)), "val_ap": ap, "val_ap50": ap50})
+            report(seen[-1])
             return ap
 
         samples = Samples(self.dataset, images, self.prompt, self.model.cfg)
@@ -268,7 +244,10 @@ class _Trial:
             best_epoch=result.best_epoch,
             cache_mib=(result.memory_bytes + result.mapped_bytes) / 2**20,
             offset_norm=None if result.offset is None else float(result.offset.norm()),
-            history=[{k: v for k, v in asdict(seen).items() if v is not None} for seen in result.history],
+            history=[
+                {**told, **{name: value for name, value in asdict(known).items() if value is not None}}
+                for told, known in zip(seen, result.history, strict=True)
+            ],
             averages=[] if result.offset is not None else list(self.averages(original)),
             images=images,
         )
@@ -363,16 +342,20 @@ class Samples(Sequence[GroundingSample]):
         image = self._images[index]
         boxes = self._boxes.get(image["id"], [])
         picture = prepare(open_image(self._folder / file_name(image)), self._model)
-        xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (box["bbox"] for box in boxes)]).view(-1, 4)
+        corners = [[x, y, x + w, y + h] for x, y, w, h in (box["bbox"] for box in boxes)]
+        xyxy = torch.tensor(corners, dtype=torch.float32).view(-1, 4)  # a json may have whole numbers alone
         xyxy = scale_boxes(xyxy, picture)
         keep = covers(xyxy, picture.size)  # public sets hold boxes without area
-        spans = self._prompt.spans
+        # A blank name has no characters: its boxes teach where something is, and that it is none of the others.
+        spans = {
+            category: [(begin, end)] if begin < end else [] for category, (begin, end) in self._prompt.spans.items()
+        }
         categories = [box["category_id"] for box, kept in zip(boxes, keep.tolist(), strict=True) if kept]
         return GroundingSample(
             picture=picture,
             text=self._prompt.text,
             boxes_xyxy=xyxy[keep],
-            tokens_positive=[[spans[category]] for category in categories],
+            tokens_positive=[spans[category] for category in categories],
             categories=categories,
-            category_spans={category: [span] for category, span in spans.items()},
+            category_spans=spans,
         )

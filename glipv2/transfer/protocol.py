@@ -1,5 +1,6 @@
 """How a model is tuned to a data set: three modes, the published numbers, and when the rate drops and tuning stops."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 Mode = Literal["full", "linear", "prompt"]
 """``full``: all but the first stage of the image encoder; ``linear``: the prediction layers; ``prompt``: one offset of
 the text features."""
+Decay = Literal["plateau", "cosine"]
+"""When the rate falls: `Plateau`, as published, or `Cosine`."""
 COPIES = {1: 8, 3: 4, 5: 2, 10: 1}
 """By shots, how often an epoch repeats the images (reference: ``1_200_8``, ``3_200_4``, ``5_200_2``, ``10_200_1``)."""
 MULTI_SCALE = (0.6, 0.7, 0.8, 0.9, 1.0)
@@ -36,6 +39,9 @@ class TuningConfig:
     """Longest tuning, epochs."""
     copies: int = 1
     """How often every image occurs in an epoch."""
+    decay: Decay = "plateau"
+    """``plateau`` lowers the rate when AP no longer rises and stops when it falls; ``cosine`` lowers it to nearly zero
+    over ``max_epochs`` whatever AP does, and minds no patience: better where there is time for few epochs."""
     step_patience: int = 3
     """Evaluations without improvement the learning rate outlasts; the next one lowers it tenfold (`Plateau`)."""
     stop_patience: int = 8
@@ -126,6 +132,9 @@ class Plateau:
         self._stop_patience = cfg.stop_patience
         self._best, self._stale = 0.0, 0
 
+    def begin(self, epoch: int) -> None:
+        """Leave the rate as the last evaluation left it."""
+
     def step(self, ap: float) -> bool:
         """Take note of an AP; tell whether to stop."""
         if ap > 0:
@@ -135,3 +144,27 @@ class Plateau:
         else:
             self._stale += 1
         return self._stale >= self._stop_patience
+
+
+class Cosine:
+    """Lower the learning rate from epoch to epoch along half a cosine; never stop early."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, cfg: TuningConfig) -> None:
+        """Remember the rates to start from."""
+        self._groups, self._max_epochs, self._floor = optimizer.param_groups, cfg.max_epochs, cfg.lr_floor
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+
+    def begin(self, epoch: int) -> None:
+        """Set the rate of an epoch, counted from 1."""
+        part = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self._max_epochs))
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = max(self._floor, part * rate)
+
+    def step(self, ap: float) -> bool:
+        """Go on."""
+        return False
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, cfg: TuningConfig) -> Plateau | Cosine:
+    """Make what lowers the rate."""
+    return Plateau(optimizer, cfg) if cfg.decay == "plateau" else Cosine(optimizer, cfg)

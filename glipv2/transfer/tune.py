@@ -24,7 +24,7 @@ from glipv2.text.tokenizer import Tokenizer
 from glipv2.train import update
 from glipv2.transfer.feature_cache import FeatureCache
 from glipv2.transfer.learners import Learner, PromptLearner, WeightLearner
-from glipv2.transfer.protocol import Plateau, TuningConfig
+from glipv2.transfer.protocol import TuningConfig, make_schedule
 from glipv2.transfer.views import View, draw_steps
 
 logger = logging.getLogger(__name__)
@@ -152,16 +152,17 @@ class _Climb:
 
     def run(self, num_samples: int, seed: int) -> None:
         """Evaluate, then learn and evaluate in turns."""
-        plateau = Plateau(self.learner.optimizer, self.cfg)
+        schedule = make_schedule(self.learner.optimizer, self.cfg)
         self._evaluate(0, [])
         losses: list[float] = []
         for epoch in range(1, self.cfg.max_epochs + 1):
+            schedule.begin(epoch)
             losses += self._learn(epoch, num_samples, random.Random(f"{seed} {epoch}"))
             if epoch % self.cfg.evaluate_every and epoch < self.cfg.max_epochs:
                 continue
             self._evaluate(epoch, losses)
             losses = []
-            if plateau.step(self.history[-1].val_ap):
+            if schedule.step(self.history[-1].val_ap):
                 break
 
     def restore(self) -> None:

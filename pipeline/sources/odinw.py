@@ -63,10 +63,17 @@ class OdinwDataset:
 
 
 def list_datasets(root: Path) -> list[OdinwDataset]:
-    """Find the data sets under a folder: those of ODinW-13 in the paper's order, then all others by name."""
+    """Find the data sets under a folder: those of ODinW-13 in the paper's order, then all others by name.
+
+    Raises:
+        ValueError: the folder is one of them itself.
+    """
     official = {known.folder: name for name, known in odinw().items()}
     jsons = [*root.rglob(f"train/{ANNOTATION_FILE}"), *root.rglob(f"train_{ANNOTATION_FILE}")]
     folders = {path.parent.parent if path.name == ANNOTATION_FILE else path.parent for path in jsons}
+    if root in folders:
+        way = f"--data {root.parent} --datasets {root.name}"
+        raise ValueError(f"{root} is a data set itself; give the folder it lies in, and its name: {way}")
     names = [folder.relative_to(root).as_posix() for folder in sorted(folders)]
     order = list(odinw())
     found = sorted(

@@ -261,6 +261,13 @@ def test_tuning_stops_when_ap_has_long_been_below_the_best(run: Tuner, model: GL
     assert [seen.lr for seen in result.history] == pytest.approx([0.05, 0.05, 0.05, 0.05, 0.005])
 
 
+def test_a_cosine_lowers_the_rate_to_nearly_nothing_and_goes_on_whatever_ap_does(run: Tuner, model: GLIPv2) -> None:
+    script = Script(model, 10, 30, *[20] * 10)
+    result = run(replace(PROMPT, decay="cosine", stop_patience=1, step_patience=0, max_epochs=4), script)
+    assert [seen.lr for seen in result.history[1:]] == pytest.approx([0.05, 0.0426777, 0.025, 0.0073223], rel=1e-4)
+    assert result.best_epoch == 1
+
+
 def test_an_evaluation_comes_every_so_many_epochs_and_at_the_end(run: Tuner) -> None:
     result = run(replace(PROMPT, evaluate_every=2, max_epochs=5))
     assert [seen.epoch for seen in result.history] == [0, 2, 4, 5]

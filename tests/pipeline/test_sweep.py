@@ -22,7 +22,7 @@ from pipeline.report.inputs import ZERO_SHOT
 from pipeline.sources.odinw import OdinwDataset
 from pipeline.storage import Place
 from pipeline.sweep import STOPPED, SearchConfig, SweepConfig, SweepInputs, choose, list_trials, sweep
-from pipeline.sweep_summary import benchmark_means, best_rates, forgetting
+from pipeline.sweep_summary import benchmark_means, best_rates, forgetting, tables
 from pipeline.tracking import open_run
 from pipeline.trial import ALL, PROBE, TrialConfig, TrialInputs, TrialSpec, run_trial, trial_key
 
@@ -94,7 +94,9 @@ class FakeTrial:
 
 
 def test_a_trial_is_stopped_for_being_worse_than_its_own_kind_alone() -> None:
-    scheduler = HalvingWithinGroups("group", time_attr="epoch", metric="val_ap", max_t=16, grace_period=1)
+    scheduler = HalvingWithinGroups(
+        lambda config: str(config["group"]), time_attr="epoch", metric="val_ap", max_t=16, grace_period=1
+    )
     told = []
     for name, group, ap in [
         ("a1", "a", 50.0),
@@ -119,12 +121,32 @@ def results_of(protocol_name: str, mode: str, draws: dict[int, float]) -> list[d
     ]
 
 
+EMPTY: dict[str, Any] = {
+    "means": [],
+    "forgetting": [],
+    "rates": [],
+    "cost": {"trial_seconds": 0.0, "gpu_seconds": 0.0},
+}
+
+
 def test_the_mean_of_a_benchmark_stands_beside_the_papers() -> None:
     protocol = read_protocol("odinw13")
     results = results_of("odinw13", ZERO_SHOT, {0: 40.0}) + results_of("odinw13", "prompt", {3: 50.0, 30: 60.0})
     zero, tuned = benchmark_means(results, protocol, "manual")
     assert (zero["mean"], zero["paper"]["GLIPv2-T"]) == (40.0, 48.5)
     assert (tuned["mean"], tuned["std"], tuned["paper"]["GLIPv2-T"]) == (55.0, 5.0, 55.6)
+
+
+def test_each_data_set_of_a_benchmark_stands_beside_the_papers() -> None:
+    protocol = read_protocol("odinw13")
+    results = results_of("odinw13", ZERO_SHOT, {0: 40.0}) + results_of("odinw13", "prompt", {3: 50.0, 30: 60.0})
+    means = benchmark_means(results, protocol, "manual")
+    zero, tuned = (t for t in tables({**EMPTY, "means": means}) if t.caption.startswith("Data set by data set"))
+    assert zero.rows[2][:2] == ["Aquarium", "40.0 ± 0.0"]
+    assert zero.rows[2][zero.columns.index("GLIPv2-T")] == "18.4"
+    assert tuned.rows[2][:2] == ["Aquarium", "55.0 ± 5.0"]
+    assert tuned.rows[2][tuned.columns.index("GLIP-T")] == "37.6"
+    assert "GLIPv2-T" not in tuned.columns  # its cells are lost
 
 
 def test_a_mean_over_too_few_data_sets_is_refused() -> None:
@@ -194,6 +216,20 @@ def test_every_mode_leaves_its_numbers_and_the_next_sweep_takes_them_over(
     assert {name: stamp for name, stamp in stamps(given.store).items() if name in before} == before
     assert len(stamps(given.store)) == len(before) + 1
     assert len(children) == 4
+
+
+@pytest.mark.ray
+def test_rates_are_searched_where_those_that_fall_behind_may_be_stopped(
+    ray_session: None, inputs: SweepInputs, tmp_path: Path
+) -> None:
+    search = SearchConfig(lr_times=(1.0, 0.1, 0.01), stop_early=True)
+    with open_run(tmp_path, "sweep", "search", {}) as run:
+        found = sweep(plan(seeds=(3,), max_epochs=2, search=search, max_concurrent=1), inputs, run)
+    tuned = [trial for trial in found if trial["mode"] == "prompt"]
+    assert sorted(trial["tuning"]["lr"] for trial in tuned) == pytest.approx([0.0005, 0.005, 0.05])
+    [best] = choose(tuned)
+    assert STOPPED not in best
+    assert best["val_ap"] == max(trial["val_ap"] for trial in tuned)
 
 
 def trial_file(inputs: SweepInputs, found: dict[str, Any]) -> str:

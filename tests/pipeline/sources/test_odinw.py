@@ -48,6 +48,12 @@ def test_data_sets_are_found_in_the_paper_order_then_by_name(tmp_path: Path) -> 
     assert [dataset.name for dataset in list_datasets(tmp_path)] == expected
 
 
+def test_the_folder_of_a_data_set_itself_is_answered_with_what_to_give(tmp_path: Path) -> None:
+    make(tmp_path, "apple", ("ring",))
+    with pytest.raises(ValueError, match=f"is a data set itself.* --data {tmp_path} --datasets apple"):
+        list_datasets(tmp_path / "apple")
+
+
 def test_listed_data_sets_are_made_again_from_name_and_root(tmp_path: Path) -> None:
     make(tmp_path, "EgoHands", ("hand",))
     (dataset,) = list_datasets(tmp_path)
