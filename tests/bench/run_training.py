@@ -95,6 +95,7 @@ def _trainee(
         ingest=IngestConfig(batch_size=batch),
         optim=OptimConfig(lr=1e-4),
         num_steps=MOST_STEPS,
+        num_workers=place[1],
         recompute=recompute,
     )
     inputs = TrainingInputs(
