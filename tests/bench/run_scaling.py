@@ -25,6 +25,7 @@ from pipeline.pseudo_label import LabelPlan, PseudoLabelConfig, pseudo_label
 from pipeline.row_index import SourceConfig
 from pipeline.session import ENVIRONMENT, QUIET, ray_session
 from pipeline.storage import Place
+from pipeline.tracking import open_run
 from pipeline.trainer import train_loop
 from tests.bench.labellers import QuickLabeller, Sleeper, read_log
 from tests.bench.processes import answer
@@ -33,7 +34,8 @@ from tests.bench.run_download import collecting_config, shout
 HEAD_CPUS = 4
 """For what reads, collects, chooses and writes; the nodes that are added have one each, and only work that sleeps."""
 STORE_BYTES = 256 << 20
-NODE = "worker"
+HEAD, NODE = "head", "worker"
+"""Resources: the collector is kept off the nodes, whose only CPU a teacher or a training waits for."""
 SIDE_PX = 64
 """Short side of the pictures that are trained on: the less there is to compute, the more is sleep."""
 
@@ -44,6 +46,7 @@ def nodes(count: int) -> Iterator[None]:
     os.environ.update({**ENVIRONMENT, **QUIET, "RAY_AUTH_MODE": "disabled"})
     head = {
         "num_cpus": HEAD_CPUS,
+        "resources": {HEAD: 1},
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
         "temp_dir": tempfile.mkdtemp(prefix="r-"),  # short: paths of sockets are
@@ -74,7 +77,7 @@ def label(pairs: str, out: str, count: int, seconds_per_image: float, block: int
                 cfg=PseudoLabelConfig(num_teachers=count, rows_per_block=block, node_resource=NODE),
                 teacher=Sleeper.name,
             ),
-            collecting(collecting_config([], blocks=(block, 4)), Place.of(pairs)),
+            collecting(replace(collecting_config([], blocks=(block, 4)), node_resource=HEAD), Place.of(pairs)),
             Place.of(out),
             run_id=f"{log}@{seconds_per_image}",
             on_progress=shout("label"),
@@ -97,9 +100,13 @@ def train(shards: str, vocabulary: str, out: str, count: int, seconds: float, st
         node_resource=NODE,
     )
     inputs = TrainingInputs(name="scaling", sources=(SourceConfig(path=Path(shards)),), vocabulary=Path(vocabulary))
-    with nodes(count), patch("pipeline.pretrain.train_loop", SleepyLoop(log, seconds)):
+    with (
+        nodes(count),
+        open_run(Path(f"{out}-runs"), "scaling", str(count), {}) as run,
+        patch("pipeline.pretrain.train_loop", SleepyLoop(log, seconds)),
+    ):
         began = time.time()
-        record = pretrain(cfg, inputs, Path(out), Unrecorded())
+        record = pretrain(cfg, inputs, Path(out), run)
         whole = time.time() - began
     return {"steps": record.num_steps, "log": read_log(log), "whole_s": whole}
 
@@ -124,15 +131,6 @@ class SleepyLoop:
 
         with patch("pipeline.trainer.backward", sleepy):
             train_loop(loop)
-
-
-class Unrecorded:
-    """A run that nobody records."""
-
-    run_id = ""
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Forget the numbers."""
 
 
 if __name__ == "__main__":

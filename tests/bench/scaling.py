@@ -23,15 +23,15 @@ class ScalingBench:
     out: Path
     nodes: Sequence[int] = (1, 2, 4)
     """Single-CPU nodes, rising."""
-    rows: int = 960
+    rows: int = 400
     """Rows of each node."""
-    seconds_per_image: float = 0.04
-    """What a teacher sleeps; four of them label 100 rows/s, of which this machine's cores feel little."""
-    block: int = 16
+    seconds_per_image: float = 0.1
+    """What a teacher sleeps; four of them label 40 rows/s, of which two cores feel little."""
+    block: int = 8
     """Rows of a block: small, as a node waits at the end for the last block of another."""
-    steps: int = 60
+    steps: int = 30
     """Steps of training, an image for each node in each."""
-    seconds_per_step: float = 0.6
+    seconds_per_step: float = 1.5
     """What a step sleeps."""
     timeout_s: float = 600.0
     """Of one run."""
