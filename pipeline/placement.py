@@ -9,8 +9,11 @@ import time
 from collections.abc import Iterable, Mapping
 
 import ray
-from ray._raylet import GcsClient
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, ResourceRequest
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled: mypy sees no names
+from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]  # made at run time by protobuf
+    GetClusterStatusReply,
+    ResourceRequest,
+)
 
 logger = logging.getLogger(__name__)
 

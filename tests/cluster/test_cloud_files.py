@@ -39,7 +39,7 @@ def aws() -> Iterator[None]:
     mock = mock_aws()
     mock.start(reset=False)  # the S3 server of other tests lives in this process and keeps its data in the same place
     with pytest.MonkeyPatch.context() as patch:
-        known = node_provider.list_ec2_instances(SITE.aws_region, None)  # well over a thousand: asked for once
+        known = node_provider.list_ec2_instances(SITE.aws_region, {})  # well over a thousand: asked for once
         patch.setattr(node_provider, "list_ec2_instances", lambda *_: known)
         yield
     mock.stop(remove_data=False)

@@ -18,17 +18,14 @@ from jobs.evaluation_recipes import EVALUATIONS
 from jobs.transfer_recipes import SWEEPS
 from pipeline.placement import FIELD
 
-RECIPES: dict[str, Any] = {
-    f"{group} {name}": recipe
-    for group, found in {
-        "demo": recipes.DEMOS,
-        "captions": recipes.CAPTIONS,
-        "pretrain": recipes.PRETRAININGS,
-        "evaluate": EVALUATIONS,
-        "sweep": SWEEPS,
-    }.items()
-    for name, recipe in found.items()
+GROUPS: dict[str, dict[str, Any]] = {
+    "demo": {**recipes.DEMOS},
+    "captions": {**recipes.CAPTIONS},
+    "pretrain": {**recipes.PRETRAININGS},
+    "evaluate": {**EVALUATIONS},
+    "sweep": {**SWEEPS},
 }
+RECIPES = {f"{group} {name}": recipe for group, found in GROUPS.items() for name, recipe in found.items()}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 

@@ -4,7 +4,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+import ray
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # made at run time
 
 from jobs.recipes import captions_gpu, nano_training
 from pipeline import engine, placement, pretrain
@@ -47,14 +48,14 @@ def test_the_autoscaler_is_believed_only_once_it_has_seen_what_is_asked(
         status(wanted=True, version=14, seen=13, infeasible=infeasible),
     ]
     monkeypatch.setattr(placement, "_status", lambda: answers.pop(0))
-    monkeypatch.setattr(placement.ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
     assert placement._can_be_added("label") is not infeasible
     assert not answers
 
 
 def test_a_silent_autoscaler_is_waited_for_no_longer_than_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_status", lambda: status(wanted=True, version=5, seen=0))
-    monkeypatch.setattr(placement.ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(placement, "ANSWER_S", 0.3)
     assert placement._can_be_added("label")
 
@@ -68,7 +69,7 @@ class _Recording:
 
 @pytest.mark.parametrize(("resource", "asked"), [("", None), ("label", {"label": 1})])
 def test_every_process_of_a_step_asks_for_its_machines(resource: str, asked: dict[str, float] | None) -> None:
-    step = Step(make=dict, node_resource=resource)
+    step = Step(make=MagicMock(), node_resource=resource)
     options: Any = engine._add(_Recording(), step, 1, Ledger(Place.of("/tmp/none")))  # type: ignore[arg-type]
     assert options["resources"] == asked
 
