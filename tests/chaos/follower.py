@@ -80,7 +80,8 @@ class Follower:
             for name in self._shelf.names():
                 if self._committed(name):
                     self.seen.setdefault(name, time.monotonic())
-                if name.endswith(".parquet") and not hidden(name) and name not in self._read:
+                # The ledger is nobody's to read but the engine's, which expects it torn.
+                if name.endswith(".parquet") and not hidden(name) and ".ledger/" not in name and name not in self._read:
                     self._read_once(name)
 
     def _read_once(self, name: str) -> None:

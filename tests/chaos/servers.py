@@ -97,7 +97,7 @@ class Store:
     def start(self) -> None:
         host, upstream = self._upstream
         command = [sys.executable, "-m", "tests.chaos.front", str(self._port), host, str(upstream)]
-        self._front = subprocess.Popen(command, env=dict(self._environment), cwd=ROOT)
+        self._front = subprocess.Popen(command, env=dict(self._environment), cwd=ROOT, stdin=subprocess.PIPE)
         _wait_for_port("127.0.0.1", self._port)
 
     def kill(self) -> None:
@@ -107,7 +107,8 @@ class Store:
     def names(self, prefix: str) -> list[str]:
         """List objects by key, past the front: it may be down."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [found["Key"] for page in pages for found in page.get("Contents", ())]
+        keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
+        return [key for key in keys if not key.endswith("/")]  # which stand for folders
 
     def read(self, key: str) -> bytes:
         body: bytes = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
@@ -126,7 +127,6 @@ class Tracking:
         self._port = free_port("127.0.0.1")
         self.uri = f"http://127.0.0.1:{self._port}"
         self.start()
-        self.wait()
 
     def start(self) -> None:
         """Start it, without waiting for it."""

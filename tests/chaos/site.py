@@ -66,6 +66,7 @@ class Site:
             return None
         tracking = Tracking(self.folder, self.environment)
         self._closing.callback(tracking.close)
+        tracking.wait()
         return tracking
 
     @property

@@ -63,5 +63,5 @@ def test_after_a_fault_everything_is_there_once(
     home: Home = site.home(f"{fault}-{stage}", place, remote=fault == "store")
     result, verdict = Cell(site, (fault, stage), home, random.Random(seed)).endure(tmp_path)
     request.node.user_properties.append((RESULT, result.to_dict()))
-    sys.stdout.write(f"\nseed {seed}, {result}\n")
+    sys.stdout.write(f"\nseed {seed}, {result}, {verdict.broken}\n")
     assert verdict.holds, verdict
