@@ -130,7 +130,7 @@ def _stage(what: str, machine: Machine, machines: int, amount: float, rate: Rate
         machines=machines,
         most=machine.most,
         alone_h=amount / speed / 3600,
-        because=f"{amount:,.0f} {_THINGS[what]}, {machines} x {engines} {rate.per.upper()} x {rate.value:,.3g}/s",
+        because=f"{amount:,.0f} {_THINGS[what]}, {machines} x {engines} {rate.per.upper()} x {rate.number}/s",
     )
 
 
@@ -163,7 +163,7 @@ def _audit(job: PlanJob, book: _Book, pairs: int, stages: Sequence[Stage]) -> li
             machine=stages[-1].machine,
             machines=0,
             alone_h=pairs / max(cpus, 1) / rate.value / 3600,
-            because=f"{pairs:,} rows, {cpus} CPUs of the machines above x {rate.value:,.3g}/s",
+            because=f"{pairs:,} rows, {cpus} CPUs of the machines above x {rate.number}/s; the network may take longer",
         )
     ]
 

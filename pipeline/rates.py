@@ -57,10 +57,14 @@ class Rate:
         where = ", ".join(filter(None, (self.hardware, self.date, self.where)))
         return f"{self.basis}: {where}" if where else self.basis
 
+    @property
+    def number(self) -> str:
+        """Write the figure in three digits, or whole."""
+        return f"{self.value:,.3g}" if self.value < 1000 else f"{self.value:,.0f}"
+
     def __str__(self) -> str:
         """Give the figure with its unit."""
-        number = f"{self.value:,.3g}" if self.value < 1000 else f"{self.value:,.0f}"
-        return f"{number} {self.unit}" + (f" per {self.per}" if self.per else "")
+        return f"{self.number} {self.unit}" + (f" per {self.per}" if self.per else "")
 
 
 def read_rates(path: Path) -> list[Rate]:

@@ -44,21 +44,19 @@ def rates_of(numbers: Numbers) -> Iterator[Rate]:
 
 
 def _simulated(numbers: Numbers, common: dict[str, str]) -> Iterator[Rate]:
-    """Tell what the largest simulated run says of the audit, and the line through the largest two of the driver."""
-    sizes = sorted(
-        int(name.split(".")[1]) for name in numbers if name.endswith(".audit_s") and name.split(".")[1].isdigit()
-    )
-    if not sizes:
+    """Tell the line that the driver's memory follows through the largest two simulated runs."""
+    parts = [name.split(".") for name in numbers]
+    sizes = [
+        int(part[1]) for part in parts if part[0] == "simulation" and part[1].isdigit() and part[-1] == "driver_mib"
+    ]
+    if not sizes or (slope := numbers.get("simulation.slope.driver_mib")) is None:
         return
-    rows = sizes[-1]
-    audit = rows / numbers[f"simulation.{rows}.audit_s"] / (os.cpu_count() or 1)
+    rows = max(sizes)
     where = f"make bench, simulation of {rows} rows"
-    yield Rate(what="audit", per="cpu", value=round(audit), unit="rows/s", where=where, **common)
-    if (slope := numbers.get("simulation.slope.driver_mib")) is not None:
-        row = slope * (1 << 20) / 1e6
-        base = numbers[f"simulation.{rows}.driver_mib"] * (1 << 20) - row * rows
-        yield Rate(what="driver", per="row", value=round(row, 1), unit="bytes", where=where, **common)
-        yield Rate(what="driver-base", per="run", value=round(base), unit="bytes", where=where, **common)
+    row = slope * (1 << 20) / 1e6
+    base = numbers[f"simulation.{rows}.driver_mib"] * (1 << 20) - row * rows
+    yield Rate(what="driver", per="row", value=round(row, 1), unit="bytes", where=where, **common)
+    yield Rate(what="driver-base", per="run", value=round(base), unit="bytes", where=where, **common)
 
 
 def _same(value: float) -> float:
@@ -78,6 +76,7 @@ TOLD: dict[str, tuple[Callable[[float], float], dict[str, str]]] = {
         lambda seconds: 1 / seconds,
         {"what": "trial", "model": "nano", "per": "cpu", "unit": "trials/s"},
     ),
+    "simulation.parts.audited_per_cpu_s": (_same, {"what": "audit", "per": "cpu", "unit": "rows/s"}),
     "simulation.parts.id_bytes_per_row": (_same, {"what": "checkpoint", "per": "row", "unit": "bytes"}),
 }
 """Numbers that are rates, how they become one, and of what."""

@@ -195,6 +195,9 @@ def simulate_parts(results: Results, bench: SimulationBench) -> None:
     results.say(
         "simulation.parts.id_bytes_per_row", per_row, "ids of committed rows in the object store, per row", " B"
     )
+    results.say(
+        "simulation.parts.audited_per_cpu_s", found["audited_per_cpu_s"], "rows of 70 kB audited by one CPU", " /s"
+    )
     for name, (seconds, held) in found["parts"].items():
         results.say(f"simulation.parts.{name}_s", seconds, name.replace("_", " "), " s")
         results.say(f"simulation.parts.{name}_mib", held / MIB, "  memory on top", " MiB")

@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,16 +217,16 @@ def test_a_rate_of_the_machines_own_hardware_comes_first() -> None:
 def test_what_a_bench_measured_can_be_planned_with(tmp_path: Path) -> None:
     numbers = {
         "download.http.ours.cpu_ms": 10.0,
-        "simulation.1000000.audit_s": 25.0,
+        "simulation.parts.audited_per_cpu_s": 8000.0,
         "simulation.1000000.driver_mib": 900.0,
-        "simulation.100000.audit_s": 2.0,
+        "engine_memory.2000000.driver_mib": 1.0,
         "simulation.slope.driver_mib": 100.0,
         "simulation.parts.id_bytes_per_row": 8.0,
     }
     write_rates(numbers, tmp_path / "rates.yaml")
     rates = {rate.what: rate for rate in read_rates(tmp_path / "rates.yaml")}
     assert rates["download"].value == 100.0
-    assert rates["audit"].value == pytest.approx(1_000_000 / 25 / (os.cpu_count() or 1), rel=1e-3)
+    assert rates["audit"].value == 8000.0
     assert rates["driver"].value == pytest.approx(100 * 2**20 / 1e6, abs=0.1)
     assert rates["driver-base"].value == pytest.approx(800 * 2**20, rel=1e-3)
     assert all(rate.basis == "measured" and rate.hardware and rate.date for rate in rates.values())
