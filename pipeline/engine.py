@@ -6,7 +6,7 @@ streams the rows through the steps in one Ray Data execution and writes shards. 
 
 - an output is bound to what it is made from, and to one writer at a time (`pipeline.ledger`);
 - a row that takes its process down costs itself, not its block: the rows that stay undone are given again in smaller
-  and smaller blocks, and one that still crashes alone is rejected with a reason;
+  and smaller blocks, and one that still crashes alone, twice, is rejected with a reason;
 - an exception is a bug and ends the run; it is never taken for a bad row;
 - nothing is finished before every shard was read and every row found once (`pipeline.audit`).
 """
@@ -30,6 +30,7 @@ from pipeline import placement, schema
 from pipeline.audit import Account, AuditError, Keys, superfluous, take_account
 from pipeline.failure import RunError
 from pipeline.ledger import Ledger
+from pipeline.lost_blocks import LostBlocks
 from pipeline.progress import Progress, Report, quiet_ray_data, track_dataset
 from pipeline.shards import Manifest, config_hash, parquet_options, plain, read_manifest, write_manifest
 from pipeline.storage import Place
@@ -46,6 +47,9 @@ MAX_LOST_BLOCKS = 100
 """Blocks one round may lose; more means that something is wrong with more than single rows, and the run fails."""
 MAX_LOST_ROWS = 1000
 """Rows that may be rejected for killing their process."""
+
+STORAGE_ROUNDS = 3
+"""Rounds in a row that may lose blocks because they could not be read or written, beyond what each request retries."""
 
 RETRIED_STORAGE_ERRORS = ("SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "NETWORK_CONNECTION", "curlCode")
 """What S3 says when it wants to be asked again, beside what Ray knows."""
@@ -156,15 +160,20 @@ def carry_out(work: Work, out: Place, *, run_id: str = "", on_progress: Report |
 def _write_all(work: Work, out: Place, ledger: Ledger, report: Report) -> Account:
     """Write until every row is there once."""
     rows_per_block, num_rows, steps = work.rows_per_block, work.source.num_rows, work.source.steps
-    account = Account(files=[])
+    account, failures, alone = Account(files=[]), 0, False
     while True:
         done = ledger.reconcile()
+        raised: list[str] = []
         if done < num_rows:
-            _write_round(work, steps, rows_per_block, out, ledger, (report, done))
+            raised = _write_round(work, steps, rows_per_block, out, ledger, (report, done))
         account = _settle(work, out, ledger, account)
         missing = num_rows - sum(len(file.keys) for file in account.files)
         if not missing:
             return account
+        if raised:  # no row is to blame
+            failures += 1
+            _check_storage(work, raised, failures)
+            continue
         if done == num_rows:
             continue  # nothing ran: the checkpoint promised rows that are not there, and no longer does
         if steps is not work.source.steps:
@@ -172,6 +181,11 @@ def _write_all(work: Work, out: Place, ledger: Ledger, report: Report) -> Accoun
         if rows_per_block > 1:
             rows_per_block = max(1, rows_per_block // SHRINK)
             logger.warning("%d rows went down with their process; again in blocks of %d", missing, rows_per_block)
+        elif not alone:
+            alone = True
+            logger.warning(
+                "%d rows went down alone with their process; once more: a machine may have been lost", missing
+            )
         else:
             _check_losses(missing, out)
             steps = [Step(make=_Reject, arguments={"work": replace(work, source=replace(work.source, steps=[]))})]
@@ -180,8 +194,8 @@ def _write_all(work: Work, out: Place, ledger: Ledger, report: Report) -> Accoun
 
 def _write_round(
     work: Work, steps: list[Step], rows_per_block: int, out: Place, ledger: Ledger, progress: tuple[Report, int]
-) -> None:
-    """Stream what is not done yet through the steps into shards."""
+) -> list[str]:
+    """Stream what is not done yet through the steps into shards; tell what blocks could not be read or written for."""
     (report, done), source = progress, work.source
     with _data_context(ledger):
         quiet_ray_data()
@@ -193,8 +207,12 @@ def _write_round(
         for step in steps:
             dataset = _add(dataset, step, rows_per_block, ledger)
         _warn_of_standstill(steps)
-        with track_dataset(dataset, lambda n, _, note: report(done + n, source.num_rows, note), source.num_rows - done):
+        told = track_dataset(
+            dataset, lambda n, _, note: report(done + n, source.num_rows, note), source.num_rows - done
+        )
+        with LostBlocks() as lost, told:
             _write(dataset, work, out, ledger)
+    return lost.raised
 
 
 def _write(dataset: ray.data.Dataset, work: Work, out: Place, ledger: Ledger) -> None:
@@ -306,6 +324,16 @@ def _settle(work: Work, out: Place, ledger: Ledger, before: Account) -> Account:
     if len(present) < work.source.num_rows:
         ledger.heal(present.astype(np.int64))
     return account
+
+
+def _check_storage(work: Work, raised: list[str], failures: int) -> None:
+    """Let a store that was away be tried again, but not for ever."""
+    if failures >= STORAGE_ROUNDS:
+        raise RunError(
+            f"{work.stage}: {len(raised)} blocks could not be read or written ({raised[0]}). What is done is kept: "
+            f"mend the cause and give the same command again"
+        )
+    logger.warning("%d blocks could not be read or written (%s); again", len(raised), raised[0])
 
 
 def _check_losses(missing: int, out: Place) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import schema
+from pipeline import engine, schema
 from pipeline.audit import AuditError
 from pipeline.engine import carry_out
+from pipeline.failure import RunError
 from pipeline.ledger import Ledger
 from pipeline.shards import MANIFEST_NAME, Manifest, open_rows, read_manifest
 from pipeline.storage import Place
@@ -105,12 +106,35 @@ def test_a_process_that_dies_once_costs_nothing(ray_session: None, rows: Place, 
     assert outcomes(out) == expected()
 
 
+def test_a_row_that_goes_down_alone_with_a_machine_is_not_blamed_for_it(
+    ray_session: None, rows: Place, out: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tries that Ray makes for a task are over within the second in which nobody knows yet that a machine is lost.
+    monkeypatch.setattr(engine, "CRASH_RETRIES", 0)
+    carry_out(squares(rows, COUNT, Dangers(kill_once=tmp_path / "mark"), rows_per_block=1), out)
+    assert outcomes(out) == expected()
+
+
 def test_an_exception_is_a_bug_and_not_a_bad_row(ray_session: None, rows: Place, out: Place) -> None:
     with pytest.raises(RuntimeError, match="no such thing as row 17") as caught:
         carry_out(squares(rows, COUNT, Dangers(bug=frozenset({17}))), out)
     assert "\n" not in str(caught.value)
     assert read_manifest(out) is None
     carry_out(squares(rows, COUNT), out)  # mended
+    assert outcomes(out) == expected()
+
+
+def test_rows_that_cannot_be_written_are_not_blamed_for_it(ray_session: None, rows: Place, out: Place) -> None:
+    with pytest.raises(RunError, match="no such thing"):  # begins the output and writes nothing
+        carry_out(squares(rows, COUNT, Dangers(bug=frozenset(range(COUNT)))), out)
+    in_the_way = out.local / f"outcome={schema.REJECTED}"
+    in_the_way.parent.mkdir(exist_ok=True)
+    in_the_way.touch()
+    with pytest.raises(RunError, match="blocks could not be read or written") as caught:
+        carry_out(squares(rows, COUNT), out)
+    assert "\n" not in str(caught.value)
+    in_the_way.unlink()
+    carry_out(squares(rows, COUNT), out)
     assert outcomes(out) == expected()
 
 
