@@ -306,7 +306,9 @@ def _trainer(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, handles: di
         run_config=RunConfig(
             name="train" if place == Place.of(out) else f"train-{config_hash(str(out))}",
             storage_path=place.path,
-            storage_filesystem=place.filesystem,
+            # Ray Train writes its list of checkpoints over the old one. Half of it, from a kill or a full disk, is a
+            # training that cannot be gone on with.
+            storage_filesystem=place.writing,
             failure_config=FailureConfig(max_failures=cfg.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=cfg.keep_checkpoints, checkpoint_score_attribute=AP if validation else None

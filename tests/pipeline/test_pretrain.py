@@ -21,7 +21,7 @@ from glipv2.model.glipv2 import GLIPv2
 from glipv2.optim import OptimConfig
 from glipv2.text.tokenizer import load_tokenizer
 from pipeline.ingest import IngestConfig
-from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, pretrain
+from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, _trainer, pretrain
 from pipeline.tracking import Run, open_run
 from pipeline.trainer import HISTORY, TooManySkippedError, train_loop
 from tests.pipeline.trainings import make_inputs, model
@@ -105,6 +105,20 @@ def test_weights_of_another_size_are_refused_before_anything_starts(inputs: Trai
         pretrain(config(LossConfig(), 0.0, size), started, tmp_path / "out", MagicMock())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()  # nothing stands in the way of the right command
+
+
+def test_what_is_killed_while_it_writes_the_list_of_checkpoints_leaves_the_old_list(
+    inputs: TrainingInputs, tmp_path: Path
+) -> None:
+    files = _trainer(config(LossConfig(), 0.0, model()), inputs, tmp_path / "out", {}).run_config.storage_filesystem
+    listed = tmp_path / "list.json"
+    listed.write_text("old")
+    unfinished = files.open_output_stream(str(listed))
+    unfinished.write(b"ne")
+    assert listed.read_text() == "old"
+    unfinished.write(b"w")
+    unfinished.close()
+    assert listed.read_text() == "new"
 
 
 class Workplace:
