@@ -199,9 +199,12 @@ def _homes(place: str) -> list[Path]:
 
 def _by_manifest(one: Input) -> Step | None:
     """Ask the directory an input lay in, if it is still there and the same."""
-    if not one.place or not Place.of(one.place).is_absolute or (manifest := read_manifest(one.place)) is None:
+    try:
+        manifest = read_manifest(Place.of(one.place)) if one.place and Place.of(one.place).is_absolute else None
+    except (OSError, ValueError):  # out of reach from here, or no place of ours
         return None
-    return stage_step(manifest, one.place) if manifest.content_hash[:DIGEST_LENGTH] == one.digest else None
+    same = manifest is not None and manifest.content_hash[:DIGEST_LENGTH] == one.digest
+    return stage_step(manifest, one.place) if manifest is not None and same else None
 
 
 def _step(step: Step) -> str:
