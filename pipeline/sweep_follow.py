@@ -8,7 +8,7 @@ their names: it would put them into sections above all others.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from ray.tune import Callback
@@ -45,7 +45,8 @@ class Follow(Callback):
         self.run, self.store, self.plans = run, store, plans
         self.results: dict[str, dict[str, Any]] = {}
         self._progress = Progress("sweep", unit="trials")
-        self._dataset = cache(partial(pin_dataset, inputs))
+        self._inputs = inputs
+        self._datasets: dict[str, Input] = {}  # no cache of functools: Tune pickles its callbacks
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Take note of a trial that ended, or that the scheduler stopped."""
@@ -72,7 +73,9 @@ class Follow(Callback):
         spec = self.plans[key]
         child = self.run.child(spec.name, key, spec.compared, kind="trial", seconds=result.get("seconds", 0.0))
         if spec.dataset != PROBE:
-            child.inputs([self._dataset(spec.dataset)])
+            if spec.dataset not in self._datasets:
+                self._datasets[spec.dataset] = pin_dataset(self._inputs, spec.dataset)
+            child.inputs([self._datasets[spec.dataset]])
         tags = {"trial_key": key, "images": json.dumps(result.get("images") or [])[:5000]}
         tags |= {"tuning": json.dumps(asdict(spec.tuning), default=str)} if spec.tuning else {}
         final = {name: result[name] for name in RESULTS if result.get(name) is not None}

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from ray import cloudpickle
 
 from jobs.cli import parse
 from jobs.transfer_recipes import SWEEPS
@@ -19,11 +20,13 @@ from pipeline.halving import HalvingWithinGroups
 from pipeline.miniature.world import World
 from pipeline.protocol import read_protocol
 from pipeline.report.inputs import ZERO_SHOT
+from pipeline.result_store import ResultStore
 from pipeline.sources.odinw import OdinwDataset
 from pipeline.storage import Place
 from pipeline.sweep import STOPPED, SearchConfig, SweepConfig, SweepInputs, choose, list_trials, sweep
+from pipeline.sweep_follow import Follow
 from pipeline.sweep_summary import benchmark_means, best_rates, forgetting, tables
-from pipeline.tracking import open_run
+from pipeline.tracking import Run, open_run
 from pipeline.trial import ALL, PROBE, TrialConfig, TrialInputs, TrialSpec, run_trial, trial_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,6 +186,11 @@ def test_what_decides_a_trial_decides_its_key(inputs: SweepInputs) -> None:
         replace(spec, tuning=replace(spec.tuning, lr=0.1)),
     ):
         assert trial_key(other, TrialConfig(), inputs.trial) != key
+
+
+def test_what_follows_a_sweep_can_be_pickled_as_tune_does(inputs: SweepInputs) -> None:
+    follow = Follow(Run("sqlite:///x.db", "r"), ResultStore(inputs.store), {}, inputs.trial)
+    assert cloudpickle.loads(cloudpickle.dumps(follow)).run == follow.run
 
 
 @pytest.mark.ray
