@@ -159,7 +159,7 @@ def _steps(run: Any, about: Mapping[str, dict[str, str]]) -> Iterator[Step]:
     if weights and weights not in {one.digest for one in inputs}:
         yield Step(what="model", inputs=inputs, produces=frozenset({weights}), **{**own, "place": tags.get(MODEL, "")})
     elif not made:
-        yield Step(what="run", inputs=inputs, **own)
+        yield Step(what="run", inputs=inputs, produces=frozenset(), **own)
 
 
 def _directory(

@@ -62,7 +62,8 @@ class Outbox:
         while True:
             future, write = self._queue.get()
             try:
-                future.set_result(_insist(write))
+                _insist(write)
+                future.set_result(None)
             except Exception as error:  # noqa: BLE001 -- handed to whoever waits
                 future.set_exception(error)
 

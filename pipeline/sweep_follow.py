@@ -65,8 +65,8 @@ class Follow(Callback):
             for other, told in self.results.items():
                 if found := compare(told, [result]):
                     self.run.later(partial(self._record, other, told, found))
-        told = f"AP {result['ap']:.1f}" if "ap" in result else f"stopped at AP {result['val_ap']:.1f}"
-        self._progress(len(self.results), len(self.plans), f"{spec.name} {told}")
+        came_to = f"AP {result['ap']:.1f}" if "ap" in result else f"stopped at AP {result['val_ap']:.1f}"
+        self._progress(len(self.results), len(self.plans), f"{spec.name} {came_to}")
 
     def _record(self, key: str, result: Mapping[str, Any], compared: Mapping[str, float]) -> None:
         """Record a trial in an MLflow run of its own, inside the sweep's; anew if it can be compared with more."""
