@@ -17,18 +17,21 @@ def few_shot() -> SweepJob:
 def nano_full() -> SweepJob:
     """Tune all of a nano model to a small real data set, at 320 px on a CPU.
 
-    ``python -m jobs.sweep nano-full --checkpoint /abs/model --data /abs/odinw --datasets bccd --out /abs/dir``: MINUTES
+    ``python -m jobs.sweep nano-full --checkpoint /abs/model --data /abs/odinw --datasets bccd --out /abs/dir``: five to
+    six CPU minutes for 72 images, and as many data sets at a time as ``--sweep.max-concurrent`` says (2). From a model
+    that had seen the drawn world alone, 700 steps: BCCD, 3 classes, AP 45.4 and AP50 82.4 on test (2.6 untuned).
+    Aquarium, 60 images of 7 classes, is slower: AP50 5 on validation after 16 epochs, and not run to its end.
     """
     sweep = SweepConfig(
         modes=("full",),
         shots=(ALL,),
         seeds=(3,),
         lr=1e-3,
-        text_lr=1e-3,
+        text_lr=1e-4,
         decay="cosine",
-        max_epochs=48,
+        max_epochs=36,
         evaluate_every=4,
-        # Descriptions would be spelled letter by letter: the words are not in a miniature vocabulary.
+        # Descriptions would be spelled letter by letter: their words are not in a miniature vocabulary.
         trial=TrialConfig(short_side_px=320, use_paper_prompts=False, keep_models=True),
     )
     return SweepJob(sweep=sweep)

@@ -154,6 +154,7 @@ def sweep(cfg: SweepConfig, inputs: SweepInputs, run: Run) -> list[dict[str, Any
     Raises:
         ValueError: a data set is missing.
         RunError: a trial failed; the message names it, and the others are kept.
+        KeyboardInterrupt: it was interrupted; what is finished is kept.
     """
     store = ResultStore(inputs.store)
     specs = list_trials(cfg, find_datasets(inputs), probed=inputs.trial.probe is not None)
@@ -168,6 +169,8 @@ def sweep(cfg: SweepConfig, inputs: SweepInputs, run: Run) -> list[dict[str, Any
             f"{len(failed)} of {len(plans)} trials failed: {'; '.join(failed[:3])}; the others are kept: mend this and "
             "give the same command again"
         )
+    if len(follow.results) < len(plans):
+        raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and returns without the trials that are left
     if waiting := run.settle():
         raise AwayError(run.uri, f"{waiting} records of trials are left")
     return [follow.results[key] for key in plans]

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.canvas import Chart, Theme, chart, legend, panels, plain
+from pipeline.report.canvas import Chart, Theme, chart, legend, panels
 from pipeline.report.inputs import Trial
 from pipeline.report.tables import percent, shots_name
 
@@ -37,14 +37,14 @@ def _chart(number: int, trials: list[Trial]) -> Chart:
             _curve(ap, trial.history, "val_ap50", colour, "")
             _curve(loss, trial.history, "loss", colour, "")
         ap.set_ylim(bottom=0)
-        for axes, name in ((ap, "Validation AP; AP50 dotted"), (loss, "Loss")):
+        for axes, name in ((ap, "AP, AP50 (dotted)"), (loss, "Loss")):
             axes.set_ylabel(name, fontsize=8.5, color=theme.muted)
         loss.set_xlabel("Epoch", fontsize=8.5, color=theme.muted)
         if len(trials) > 1:
             legend(figure, ap, theme)
         return figure
 
-    title = plain(f"{first.dataset}, {first.mode}, {shots_name(first.shots)}")
+    title = f"{first.dataset}, {first.mode}, {shots_name(first.shots)}"
     return chart(f"tuning_{number:02d}", title, "; ".join(told), draw, 4.2)
 
 

@@ -193,6 +193,13 @@ def test_what_follows_a_sweep_can_be_pickled_as_tune_does(inputs: SweepInputs) -
     assert cloudpickle.loads(cloudpickle.dumps(follow)).run == follow.run
 
 
+def test_a_sweep_that_tune_left_early_was_interrupted(inputs: SweepInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sweep._carry_out", lambda *_: [])
+    nothing: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan(), inputs, nothing)
+
+
 @pytest.mark.ray
 def test_every_mode_leaves_its_numbers_and_the_next_sweep_takes_them_over(
     ray_session: None, inputs: SweepInputs, world: World, tmp_path: Path
