@@ -238,8 +238,14 @@ def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialS
             ),
             run_config=RunConfig(name="tune", storage_path=folder, verbose=0, callbacks=[follow]),
         ).fit()
-    failed = [result for result in (grid[i] for i in range(len(grid))) if result.error]
-    return [f"{r.config['trial'][1].name}: {str(r.error).strip().splitlines()[-1]}" for r in failed if r.config]
+    return name_failures([grid[i] for i in range(len(grid))])
+
+
+def name_failures(results: Sequence[tune.Result]) -> list[str]:
+    """Say what went wrong with which trial; of one whose process died before it told anything Tune has no name."""
+    failed = [result for result in results if result.error]
+    names = [result.config["trial"][1].name if result.config else "a trial" for result in failed]
+    return [f"{n}: {str(r.error).strip().splitlines()[-1]}" for n, r in zip(names, failed, strict=True)]
 
 
 def _group(config: Mapping[str, Any]) -> str:

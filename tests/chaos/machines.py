@@ -25,7 +25,7 @@ START_S = 240
 
 def title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()  # Ray writes its titles over the old ones, and blanks
     except psutil.Error:
         return ""
 

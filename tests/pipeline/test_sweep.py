@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 from ray import cloudpickle
+from ray.tune import Result
 
 from jobs.cli import parse
 from jobs.transfer_recipes import SWEEPS
@@ -23,7 +24,7 @@ from pipeline.report.inputs import ZERO_SHOT
 from pipeline.result_store import ResultStore
 from pipeline.sources.odinw import OdinwDataset
 from pipeline.storage import Place
-from pipeline.sweep import STOPPED, SearchConfig, SweepConfig, SweepInputs, choose, list_trials, sweep
+from pipeline.sweep import STOPPED, SearchConfig, SweepConfig, SweepInputs, choose, list_trials, name_failures, sweep
 from pipeline.sweep_follow import Follow
 from pipeline.sweep_summary import benchmark_means, best_rates, forgetting, tables
 from pipeline.tracking import Run, open_run
@@ -186,6 +187,16 @@ def test_what_decides_a_trial_decides_its_key(inputs: SweepInputs) -> None:
         replace(spec, tuning=replace(spec.tuning, lr=0.1)),
     ):
         assert trial_key(other, TrialConfig(), inputs.trial) != key
+
+
+def test_a_trial_that_died_before_it_told_anything_counts_as_failed(inputs: SweepInputs) -> None:
+    spec = TrialSpec(dataset="LoneHearts")
+    told = Result(
+        metrics={"config": {"trial": ("k", spec)}}, checkpoint=None, error=RuntimeError("first\nlast"), path=""
+    )
+    silent = Result(metrics=None, checkpoint=None, error=RuntimeError("its process died"), path="")
+    fine = Result(metrics={}, checkpoint=None, error=None, path="")
+    assert name_failures([told, silent, fine]) == [f"{spec.name}: last", "a trial: its process died"]
 
 
 def test_what_follows_a_sweep_can_be_pickled_as_tune_does(inputs: SweepInputs) -> None:
