@@ -3,7 +3,7 @@
 FAULTS = {
     "worker": "SIGKILL of a process that runs Ray's tasks",
     "actor": "SIGKILL of a long-lived process of the stage",
-    "raylet": "SIGKILL of a node with all its processes; another one joins",
+    "raylet": "SIGKILL of a node with all its processes and its object store; another one joins",
     "driver": "SIGKILL of the command",
     "store": "the S3 server dies and comes back after seconds",
     "link": "the network cable of a node is pulled; another one joins",
