@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.machines import Machines, Network, title
+from tests.chaos.machines import Machines, Network, Node, title
 from tests.chaos.servers import Store, Tracking
 from tests.chaos.stages import TASKS, Stage
 
@@ -152,7 +152,7 @@ def _kill_one(scene: Scene, titles: tuple[str, ...]) -> Struck:
     raise AssertionError(f"no process of {titles} was seen in {WAIT_S} s")
 
 
-def _until(find: Callable[[], list]) -> list:  # type: ignore[type-arg]  # whatever it finds
+def _until(find: Callable[[], list[Node]]) -> list[Node]:
     end = time.monotonic() + WAIT_S
     while not (found := find()):
         assert time.monotonic() < end, "nobody to kill was found"

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -125,7 +126,7 @@ class Site:
             started = time.monotonic()
             with self.running(stage, home) as process:
                 assert process.wait(COMMAND_S) == 0, told_by(home)
-            print(f"\nundisturbed {stage}: {time.monotonic() - started:.0f} s")  # noqa: T201 - shown by pytest -s
+            sys.stdout.write(f"\nundisturbed {stage}: {time.monotonic() - started:.0f} s\n")
             self._undisturbed[stage] = self.made(home, self.folder)
         return self._undisturbed[stage]
 
