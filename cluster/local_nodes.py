@@ -56,8 +56,8 @@ class LocalNodeProvider(FakeMultiNodeProvider):
                 max_worker_port=0,
                 dashboard_port=None,
                 dashboard_agent_listen_port=0,
-                num_cpus=left.pop("CPU", 0),
-                num_gpus=left.pop("GPU", 0),
+                num_cpus=int(left.pop("CPU", 0)),
+                num_gpus=int(left.pop("GPU", 0)),
                 object_store_memory=left.pop("object_store_memory", None),
                 resources=left,
                 labels=labels,
@@ -78,7 +78,8 @@ class LocalNodeProvider(FakeMultiNodeProvider):
                 TAG_RAY_NODE_NAME: node_id,
                 TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
             }
-            self._nodes[node_id] = {"tags": {**fixed, **tags}, "node": node}
+            entry: Any = {"tags": {**fixed, **tags}, "node": node}
+            self._nodes[node_id] = entry
 
 
 def autoscaling_config(gcs_address: str, max_nodes: int, idle_s: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Board:
 def follow(report: Report, total: int) -> Iterator[Any]:
     """Yield a board's actor handle to give to workers (``board.post.remote(done, note)``) and show what they post."""
     # On the driver's own machine: a machine that is lost must not take away what all the others post to.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     stop = threading.Event()
 
