@@ -1,7 +1,7 @@
 """Read, shrink and encode pixels with OpenCV: the pictures of img2dataset's ``Resizer``, to the byte.
 
-The ``Resizer`` itself is not called: it wants albumentations in every decoder (0.6 CPU-s at the start), redirects the
-process's streams for each picture and can only be given files. This module loads OpenCV; import it late.
+The ``Resizer`` itself is not called: it wants albumentations in every decoder, and spends a tenth of its time on
+objects and redirected streams around the three calls below. This module loads OpenCV; import it late.
 """
 
 from collections.abc import Iterator
