@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.decode import ImageConfig, IsolatedDecoder, Picture
+from pipeline.decode import ImageConfig, IsolatedDecoder
 from pipeline.fetch import FetchConfig, Fetcher
+from pipeline.img2dataset_parts import Picture
 from pipeline.isolation import Limits
 from pipeline.sources.stored import StoredReader
 

@@ -1,29 +1,24 @@
 """Bytes from anywhere to an upright, bounded, three-channel JPEG, or to the reason why not.
 
-OpenCV decodes, shrinks and encodes the usual picture (a JPEG in colour, upright) after a look at its header, as
-img2dataset does it (`pipeline.shrink`). What OpenCV gets wrong it does not see: it ignores EXIF orientation, saturates
-16-bit pixels, keeps grey as one channel and decodes bombs. Every other picture is loaded by Pillow, which is strict
-about missing data.
+img2dataset's ``Resizer`` decodes, shrinks and encodes. What it gets wrong is put right before it sees the picture: it
+ignores EXIF orientation, saturates 16-bit pixels, keeps grey as one channel and decodes bombs. The usual picture (a
+JPEG in colour, upright) costs only a look at its header; every other one is loaded by Pillow, which is strict about
+missing data, and handed over as a bitmap.
 
 Decoders of images crash: use `IsolatedDecoder`, whose process also holds OpenCV, which its caller then need not load.
 """
 
-import hashlib
 import io
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pipeline.img2dataset_parts import Picture, make_resizer
 from pipeline.isolation import Isolated, Limits, Work
-from pipeline.phash import phash
-
-if TYPE_CHECKING:
-    from pipeline.shrink import Pixels
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """What Pillow may open (MPO comes with JPEG). By itself it knows dozens more, and starts Ghostscript for EPS."""
@@ -81,35 +76,14 @@ class ImageConfig:
             raise ValueError(f"max_pixels is {self.max_pixels} but must be above 0; leave it out for the default")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An image ready to be stored; the names are those of `schema.IMAGES`."""
-
-    data: bytes
-    """The JPEG."""
-    width: int
-    """Pixels of the JPEG."""
-    height: int
-    """Pixels of the JPEG."""
-    original_width: int
-    """Pixels before it was shrunk."""
-    original_height: int
-    """Pixels before it was shrunk."""
-    sha256: str
-    """Hex digest of the JPEG."""
-    phash: int
-    """Perceptual hash of the pixels."""
-
-
 class Decoder:
-    """Turns fetched bytes into stored images."""
+    """Turns fetched bytes into stored images. Not for two threads at once: ``Resizer`` redirects stdout meanwhile."""
 
     def __init__(self, config: ImageConfig) -> None:
-        """Load OpenCV, which a process that only asks decoders need not hold."""
-        from pipeline import shrink
-
+        """Load img2dataset (seconds) and prepare for either side to be the one that is too long."""
         self._config = config
-        self._opencv = shrink
+        self._bound_short = make_resizer("keep_ratio", config.image_size_px, config.encode_quality)
+        self._bound_long = make_resizer("keep_ratio_largest", config.max_side_px, config.encode_quality)
 
     def __call__(self, data: bytes) -> Picture | str:
         """Decode, put upright, shrink and encode one image.
@@ -123,10 +97,6 @@ class Decoder:
         """
         if not data:
             return "empty_body"
-        pixels = self._read(data)
-        return pixels if isinstance(pixels, str) else self._store(pixels)
-
-    def _read(self, data: bytes) -> "Pixels | str":
         with warnings.catch_warnings(action="ignore"):  # Pillow's, about odd metadata
             try:
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -134,12 +104,17 @@ class Decoder:
                     return reason
                 plain = image.format == "JPEG" and image.mode == "RGB" and _orientation(image) == 1
                 # What OpenCV cannot read goes to Pillow as well: one decoder has the last word on bad data.
-                if plain and (pixels := self._opencv.read(data)) is not None:
-                    return pixels
+                if plain and isinstance(picture := self._store(data, *image.size), Picture):
+                    return picture
                 upright = _normalise(image)
             except _PILLOW_ERRORS as error:
                 return _name(error)
-        return "unknown_pixels" if upright is None else self._opencv.from_rgb(np.asarray(upright))
+        if upright is None:
+            return "unknown_pixels"
+        picture = self._store(_bitmap(upright), *upright.size)
+        if isinstance(picture, str):
+            raise RuntimeError(f"img2dataset's Resizer failed on a plain bitmap of {upright.size}: {picture}")
+        return picture
 
     def _refuse(self, width: int, height: int) -> str | None:
         config = self._config
@@ -150,29 +125,11 @@ class Decoder:
             return "too_small"
         return "aspect_ratio" if long > short * config.max_aspect_ratio else None
 
-    def _store(self, pixels: "Pixels") -> Picture:
-        original_height, original_width = pixels.shape[:2]
-        width, height = self._bound(original_width, original_height)
-        if (width, height) != (original_width, original_height):
-            pixels = self._opencv.shrink(pixels, width, height)
-        jpeg = self._opencv.to_jpeg(pixels, self._config.encode_quality)
-        return Picture(
-            data=jpeg,
-            width=width,
-            height=height,
-            original_width=original_width,
-            original_height=original_height,
-            sha256=hashlib.sha256(jpeg).hexdigest(),
-            phash=phash(self._opencv.grey(pixels)),
-        )
-
-    def _bound(self, width: int, height: int) -> tuple[int, int]:
-        """Shrink by whichever side is further out of bounds, and never enlarge."""
+    def _store(self, data: bytes, width: int, height: int) -> Picture | str:
+        """Shrink and encode, bound by whichever side is further out of bounds."""
         short, long = sorted((width, height))
-        config = self._config
-        too_long = long * config.image_size_px > short * config.max_side_px
-        scale = config.max_side_px / long if too_long else config.image_size_px / short
-        return (round(width * scale), round(height * scale)) if scale < 1 else (width, height)
+        too_long = long * self._config.image_size_px > short * self._config.max_side_px
+        return (self._bound_long if too_long else self._bound_short)(data)
 
 
 class IsolatedDecoder:
@@ -251,6 +208,12 @@ def _normalise(image: Image.Image) -> Image.Image | None:
         image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image.convert("RGB")
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _bitmap(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "BMP")
+    return stream.getvalue()
 
 
 def _name(error: BaseException) -> str:

@@ -28,10 +28,7 @@ from typing import Self
 Work = Callable[[bytes], bytes]
 """What is called in isolation."""
 
-_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-"""Bytes that glibc asks the kernel for apart, and keeps; by itself it gives the pages of each picture back (0.8 ms)."""
-
-_READY, _QUESTION, _ANSWER, _NO_MEMORY = b"r", b"q", b"a", b"m"
+_READY, _ANSWER, _NO_MEMORY = b"r", b"a", b"m"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +100,8 @@ class Isolated:
             child = child or self._start_child()
             started = time.monotonic()
             try:
-                _send(child, _QUESTION, data)
-                kind, answer = _receive(child)
+                _send(child, data)
+                answer = _receive(child)
             except (EOFError, OSError):
                 child.close()
                 child = None
@@ -112,7 +109,7 @@ class Isolated:
                 return "decoder_timeout" if late else "decoder_crash"
         finally:
             self._idle.put(child)
-        return answer if kind == _ANSWER else "out_of_memory"
+        return answer[1:] if answer[:1] == _ANSWER else "out_of_memory"
 
     def _start_child(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -130,7 +127,7 @@ class Isolated:
         self._control, theirs = socket.socketpair()
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         # One thread for linear algebra: each would reserve address space, and they would not survive the fork.
-        environment = {**os.environ, **_HEAP, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             self._helper = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pipeline.isolation", str(theirs.fileno())],
@@ -178,34 +175,31 @@ def _answer(caller: socket.socket, work: Work, limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(EOFError, ConnectionError):
         while True:
-            _, data = _receive(caller)
+            data = _receive(caller)
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s)  # nobody handles the signal, so it kills
             try:
-                kind, answer = _ANSWER, work(data)
+                answer = _ANSWER + work(data)
             except MemoryError:
-                kind, answer = _NO_MEMORY, b""
+                answer = _NO_MEMORY
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(caller, kind, answer)
+            _send(caller, answer)
 
 
-_HEAD = struct.Struct("<Qc")
+_LENGTH = struct.Struct("<Q")
 
 
-def _send(to: socket.socket, kind: bytes, data: bytes) -> None:
+def _send(to: socket.socket, data: bytes) -> None:
     """Send a message; `multiprocessing.Connection` would do it too, at twice the time for 100 kB."""
-    sent = to.sendmsg((_HEAD.pack(len(data), kind), data)) - _HEAD.size
-    if sent < len(data):  # a signal came in between
-        to.sendall(memoryview(data)[sent:])
+    to.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def _receive(source: socket.socket) -> tuple[bytes, bytes]:
-    """Wait for a message: its kind, and the data.
+def _receive(source: socket.socket) -> bytes:
+    """Wait for a message.
 
     Raises:
         EOFError: the other side is gone.
     """
-    size, kind = _HEAD.unpack(_take(source, _HEAD.size))
-    return kind, _take(source, size)
+    return _take(source, _LENGTH.unpack(_take(source, _LENGTH.size))[0])
 
 
 def _take(source: socket.socket, size: int) -> bytes:

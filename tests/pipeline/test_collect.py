@@ -199,6 +199,18 @@ def test_a_collector_loads_no_decoder_itself_and_ends_its_processes() -> None:
     assert done.stdout.split() == ["[]", "False"]
 
 
+def test_same_pixels_as_img2dataset(test_data: Path) -> None:
+    from pipeline.decode import Decoder, ImageConfig
+    from pipeline.img2dataset_parts import _resizer_module
+
+    theirs = _resizer_module().Resizer(384, "keep_ratio", resize_only_if_bigger=True, encode_quality=95)
+    ours = Decoder(ImageConfig(image_size_px=384, encode_quality=95))
+    for path in sorted((test_data / "captioned_photos" / "images").glob("*.jpg"))[:10]:
+        picture = ours(path.read_bytes())
+        assert not isinstance(picture, str)
+        assert picture.data == theirs(io.BytesIO(path.read_bytes()))[0]
+
+
 def test_time_is_not_spent_twice_on_a_slow_block(collect: Collector, base: str) -> None:
     """A hundred rows of which some wait for a pause of the server take about one pause."""
     SLOW.clear()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pipeline.decode import Decoder, ImageConfig, IsolatedDecoder, Picture
+from pipeline.decode import Decoder, ImageConfig, IsolatedDecoder
+from pipeline.img2dataset_parts import Picture
 from pipeline.isolation import Limits
 from pipeline.phash import distance, phash
 
