@@ -22,7 +22,7 @@ from pipeline.sources.odinw import OdinwDataset
 from pipeline.tracking import Input, Run
 from pipeline.trial import PROBE, TrialInputs, TrialSpec, dataset_hashes
 
-DONE, STOPPED = "done", "stopped_at"
+DONE, STOPPED = "through", "stopped_at"  # "done" is Tune's own, and in every result
 RESULTS = ("ap", "ap50", "probe_ap", "seconds")
 COST = ("best_epoch", "steps", "cache_mib")
 """What is told of a tuned trial beside its results."""

@@ -20,7 +20,7 @@ from tests.chaos.matrix import STAGES as NAMED
 from tests.chaos.site import Site
 from tests.chaos.stages import DRAWN, STAGES, Home
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def cells() -> Iterator[Any]:

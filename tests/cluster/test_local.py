@@ -29,7 +29,7 @@ from pipeline.shards import read_manifest
 from tests.conftest import RAY_ENVIRONMENT, ROOT, Route
 from tests.jobs.test_submit import free_ports
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(420)]
 
 NUM_IMAGES, NUM_DEAD = 10, 2
 SECRET = "not-for-the-job-server"

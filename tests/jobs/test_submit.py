@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.shards import read_manifest
 from tests.conftest import RAY_ENVIRONMENT, ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(400)]
 
 BIN = Path(sys.executable).parent
 NUM_IMAGES = 12

@@ -66,9 +66,15 @@ def assert_same(first: Rows, second: Rows) -> None:
     one, other = boxes(first), boxes(second)
     assert one.keys() == other.keys()
     for key in one:
-        assert one[key][2] == other[key][2]
-        torch.testing.assert_close(torch.tensor(one[key][0]), torch.tensor(other[key][0]), rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(torch.tensor(one[key][1]), torch.tensor(other[key][1]), rtol=1e-4, atol=1e-4)
+        mine, theirs = (
+            torch.tensor([(*box, 10 * score, 1e4 * phrase) for box, score, phrase in zip(*rows[key], strict=True)])
+            for rows in (one, other)
+        )
+        # Of equal scores, which is first hangs on the processor's last digit.
+        near = torch.isclose(mine[:, None], theirs[None], rtol=1e-4, atol=1e-3).all(2)
+        assert len(mine) == len(theirs)
+        assert near.any(0).all()
+        assert near.any(1).all()
 
 
 class Scripted:

@@ -98,9 +98,16 @@ def dino(folders: dict[str, Path]) -> Any:
 
 
 def assert_same(first: Found, second: Found) -> None:
-    assert first.entities == second.entities
-    torch.testing.assert_close(torch.tensor(first.scores), torch.tensor(second.scores), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.tensor(first.boxes_xyxy), torch.tensor(second.boxes_xyxy), rtol=1e-4, atol=1e-2)
+    """Each box has its like in the other; of equal scores, which is first hangs on the processor's last digit."""
+    assert len(first.boxes_xyxy) == len(second.boxes_xyxy)
+    one, other = (
+        torch.tensor([(*box, 1e3 * score) for box, score in zip(f.boxes_xyxy, f.scores, strict=True)])
+        for f in (first, second)
+    )
+    near = torch.isclose(one[:, None], other[None], rtol=1e-4, atol=1e-2).all(2)
+    near &= torch.tensor(first.entities)[:, None] == torch.tensor(second.entities)[None]
+    assert near.any(0).all()
+    assert near.any(1).all()
 
 
 def test_a_teacher_answers_best_first_within_the_image(teacher: Teacher) -> None:
