@@ -1,5 +1,6 @@
 """Feature pyramid P3 to P7 (GLIP reference: 1x1 laterals, 3x3 outputs, two extra strided levels)."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,8 +34,8 @@ class FeaturePyramid(nn.Module):
             output(self._drop(x) if level < 2 else x)
             for level, (output, x) in enumerate(zip(self.outputs, merged, strict=True))
         )
-        p6 = self.p6(p5)
-        return [p3, p4, p5, p6, self.p7(F.relu(p6))]
+        p6 = _halve(self.p6, p5)
+        return [p3, p4, p5, p6, _halve(self.p7, F.relu(p6))]
 
     def _drop(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         block = (
@@ -42,3 +43,17 @@ class FeaturePyramid(nn.Module):
         )  # a very thin picture has no room for more
         dropped: Tensor = drop_block2d(x, self.drop_block, block, training=self.training)
         return dropped
+
+
+@torch.autocast("cpu", enabled=False)
+def _halve(conv: nn.Conv2d, x: Float[Tensor, "b c _h _w"]) -> Float[Tensor, "b c _h _w"]:
+    """Convolve, on a processor always in single precision.
+
+    In bfloat16 oneDNN's gradient of strided kernels on maps of a few positions was now and then not a number (torch
+    2.15, a Xeon with AVX512_BF16, 2026-11-28). These maps are the smallest there are, so nothing is lost by it.
+    """
+    if x.device.type != "cpu":
+        whole: Tensor = conv(x)
+        return whole
+    halved: Tensor = conv(x.to(conv.weight.dtype)).to(x.dtype)
+    return halved
