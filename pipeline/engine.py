@@ -49,7 +49,7 @@ MAX_LOST_ROWS = 1000
 """Rows that may be rejected for killing their process."""
 
 STORAGE_ROUNDS = 3
-"""Rounds in a row that may lose blocks because they could not be read or written, beyond what each request retries."""
+"""Rounds of a run that may lose blocks because they could not be read or written, beyond what each request retries."""
 
 RETRIED_STORAGE_ERRORS = ("SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "NETWORK_CONNECTION", "curlCode")
 """What S3 says when it wants to be asked again, beside what Ray knows."""
