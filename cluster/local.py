@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cluster.local_head import HOST, ask, running, token_file, wait_until_ready
+from cluster.local_head import HOST, ask, last_words, running, token_file, wait_until_ready
 from cluster.node_types import DOWNLOAD, LABEL, WORKERS
 from pipeline.failure import RunError
 
@@ -113,7 +113,7 @@ def watch(process: subprocess.Popen[bytes], options: argparse.Namespace, folder:
             print(f"{time.strftime('%H:%M:%S')} nodes: {there}", flush=True)
             before = now
         time.sleep(LOOK_S)
-    raise RunError(f"the head ended with exit code {process.returncode}")
+    raise RunError(f"the head ended with exit code {process.returncode}: {last_words(folder)}")
 
 
 def nodes(options: argparse.Namespace, folder: Path) -> Counter[str] | None:

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 
 from cluster.local_nodes import HEAD_ID, OBJECT_STORE_BYTES, autoscaling_config
+from cluster.ports import free_port
 from pipeline.failure import RunError
 from pipeline.session import ENVIRONMENT
 
@@ -66,17 +66,10 @@ def head_command(options: argparse.Namespace, folder: Path, config: Path) -> lis
         *(f"--dashboard-agent-listen-port={options.agent_port}", "--min-worker-port=0", "--max-worker-port=0"),
         *(
             f"--object-store-memory={OBJECT_STORE_BYTES}",
-            f"--ray-client-server-port={_free_port()}",
+            f"--ray-client-server-port={free_port(HOST)}",  # which nobody here uses and which cannot be left out
             "--disable-usage-stats",
         ),
     ]
-
-
-def _free_port() -> int:
-    """Find a port for Ray's client server, which nobody here uses and which cannot be left out."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def head_environment(options: argparse.Namespace, folder: Path) -> dict[str, str]:
@@ -126,9 +119,14 @@ def wait_until_ready(process: subprocess.Popen[bytes], options: argparse.Namespa
     deadline = time.monotonic() + START_S
     while ask(options, folder, "/api/jobs/") is None:
         if process.poll() is not None or time.monotonic() > deadline:
-            lines = (folder / "head.log").read_text(errors="replace").strip().splitlines()
-            raise RunError(f"the head did not start: {' | '.join(lines[-3:]) or 'it said nothing'}")
+            raise RunError(f"the head did not start: {last_words(folder)}")
         time.sleep(0.3)
+
+
+def last_words(folder: Path) -> str:
+    """Give the end of what the head said; on its end it names the part of it that died first."""
+    lines = (folder / "head.log").read_text(errors="replace").strip().splitlines()
+    return " | ".join(line.strip() for line in lines[-6:] if line.strip()) or "it said nothing"
 
 
 def take_down(process: subprocess.Popen[bytes], folder: Path) -> None:

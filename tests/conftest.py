@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from cluster.ports import free_port
 from glipv2 import checkpoint
 from glipv2.config import nano
 from glipv2.model.glipv2 import GLIPv2
@@ -29,13 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:  # a port of its own, so that test sessions side by side do not meet
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-S3_PORT = _free_port()
+S3_PORT = free_port()  # test sessions side by side do not meet
 S3_ENVIRONMENT = {
     "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{S3_PORT}",
     "AWS_ACCESS_KEY_ID": "test",
@@ -122,14 +116,14 @@ def serve() -> Iterator[Callable[[dict[str, Route]], str]]:
         server.socket.close()  # not server_close(), which would wait for the slow answers too
 
 
-@pytest.fixture(scope="module")
-def free_port() -> int:
-    return _free_port()
+@pytest.fixture(scope="module", name="free_port")
+def _free_port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(replace(config.test_size(), port=_free_port()), tmp_path_factory.mktemp("miniature"))
+    return build_world(replace(config.test_size(), port=free_port()), tmp_path_factory.mktemp("miniature"))
 
 
 @pytest.fixture(scope="session")

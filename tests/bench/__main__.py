@@ -20,6 +20,7 @@ from tests.bench.download import SETTINGS, DownloadBench, compare_downloads
 from tests.bench.engine_memory import MemoryBench, compare_backpressure, compare_engine_memory
 from tests.bench.gpu import measure_gpu
 from tests.bench.labelling import LabelBench, compare_labelling
+from tests.bench.lvis import compare_lvis
 from tests.bench.rates import write_rates
 from tests.bench.scaling import ScalingBench, compare_scaling
 from tests.bench.simulation import SimulationBench, simulate, simulate_parts
@@ -64,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of bench.json, the MLflow store and scratch files, absolute")
     add("--only", nargs="+", default=[], metavar="NAME", help="sections to run")
     add("--prompts", type=int, default=3, help="prompts the long vocabulary is measured on; 31 is all of it")
+    add(
+        "--lvis-px",
+        type=int,
+        default=400,
+        help="short side of the picture asked for LVIS's names; 800 takes four times as long",
+    )
     add("--repeats", type=int, default=3, help="repeats of the whole models' forward pass")
     add("--threads", type=int, default=2, help="CPU threads of the models measured alone")
     add("--rounds", type=int, default=2, help="runs of each side, in turns, of download and labelling")
@@ -89,6 +96,7 @@ def _model_sections(given: argparse.Namespace, results: Results) -> Sections:
         "deform": lambda: compare_deform_conv(results),
         "grounding_dino": lambda: compare_with_grounding_dino(model(), results, given.repeats),
         "reference_way": lambda: compare_with_reference_way(model(), results, given.prompts),
+        "lvis": lambda: compare_lvis(results, given.lvis_px),
         "training": lambda: compare_training(model(), results),
         "tuning": lambda: compare_tuning(model(), results, given.repeats),
         "memory": lambda: compare_memory(results),

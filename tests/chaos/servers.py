@@ -16,16 +16,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from cluster.ports import free_port
 from tests.chaos.machines import ROOT
 
 BUCKET = "chaos"
 START_S = 240
-
-
-def free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 class Pictures:

@@ -9,13 +9,14 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from cluster.ports import free_port
 from glipv2.losses.criterion import LOSSES
 from pipeline.miniature.world import World
 from pipeline.tracking import EXPERIMENT, JOB_KEY, PARENT, Run
 from tests.chaos.follower import Shelf
 from tests.chaos.invariants import Made, Recorded
 from tests.chaos.machines import ROOT, Machines, Network
-from tests.chaos.servers import BUCKET, Pictures, Store, Tracking, free_port
+from tests.chaos.servers import BUCKET, Pictures, Store, Tracking
 from tests.chaos.stages import NUM_PAIRS, STAGES, Given, Home
 from tests.conftest import RAY_ENVIRONMENT
 from tests.pipeline.trainings import make_inputs

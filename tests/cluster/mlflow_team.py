@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, _free_port
+from cluster.ports import free_port
+from tests.conftest import ROOT
 
 PASSWORD = "s3cr3t-of-the-database"
 NAME = "mlflow.test"
@@ -38,7 +39,7 @@ def database() -> Iterator[dict[str, str]]:
     """Start a PostgreSQL, as another user for root; give the variables by which the server finds it."""
     user = pwd.getpwnam("postgres") if os.getuid() == 0 else None
     who: dict[str, Any] = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    tools, port = programs(), _free_port()
+    tools, port = programs(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     (folder / "password").write_text(PASSWORD)
     if user is not None:
@@ -67,7 +68,7 @@ class Server:
     """The server as a team starts it; can be killed and started again."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
-        self.port, self._log = _free_port(), log
+        self.port, self._log = free_port(), log
         self.uri = f"http://127.0.0.1:{self.port}"
         self._environment = environment
         self.start()

@@ -25,9 +25,9 @@ from PIL import Image
 from cluster import local
 from cluster.local_head import own_processes
 from cluster.package import commit_of
+from cluster.ports import free_port
 from pipeline.shards import read_manifest
 from tests.conftest import RAY_ENVIRONMENT, ROOT, Route
-from tests.jobs.test_submit import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(420)]
 
@@ -81,7 +81,7 @@ def wait_for(look: Callable[[], Any], seconds: float, what: str) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    port, dashboard, agent = map(str, free_ports(3))
+    port, dashboard, agent = (str(free_port()) for _ in range(3))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     environment = {**inherited, **{k: v for k, v in RAY_ENVIRONMENT.items() if k != "RAY_AUTH_MODE"}}
     command = [sys.executable, "-m", "cluster.local", "--port", port, "--dashboard-port", dashboard]

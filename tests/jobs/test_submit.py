@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cluster.ports import free_port
 from pipeline.shards import read_manifest
 from tests.conftest import RAY_ENVIRONMENT, ROOT
 
@@ -23,16 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(400)]
 
 BIN = Path(sys.executable).parent
 NUM_IMAGES = 12
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @dataclass(frozen=True)
@@ -58,14 +48,19 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    port, dashboard, agent = free_ports(3)
+    port, dashboard, agent, client = (free_port() for _ in range(4))
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **RAY_ENVIRONMENT, "PATH": path, "RAY_JOB_STOP_WAIT_TIME_S": "20"}
     environment.pop("RAY_ADDRESS", None)
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=6", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1"]
-    command += [f"--temp-dir={folder}", f"--object-store-memory={200 << 20}", "--node-ip-address=127.0.0.1"]
+    command += [
+        f"--ray-client-server-port={client}",
+        f"--temp-dir={folder}",
+        f"--object-store-memory={200 << 20}",
+        "--node-ip-address=127.0.0.1",
+    ]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
     try:
