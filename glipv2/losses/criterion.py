@@ -13,7 +13,7 @@ from glipv2.losses.contrast import ContrastConfig, as_reference, inter_image_los
 from glipv2.losses.grounding import giou_loss, token_focal_loss
 from glipv2.losses.mlm import masked_word_loss
 from glipv2.losses.workers import num_workers, sum_over_workers
-from glipv2.model.boxes import decode, make_anchors
+from glipv2.model.boxes import LevelSizes, decode, make_anchors
 from glipv2.model.glipv2 import Outputs
 from glipv2.model.heads import Regions
 from glipv2.sample import Batch
@@ -96,10 +96,19 @@ class Criterion(nn.Module):
         counting = self.losses.contrast
         self.contrast = as_reference(counting) if cfg.contrast == "reference" else counting
 
-    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Compute each weighted loss that is switched on; their plain sum is the objective."""
-        matches = self.match(outputs.regions, batch)
-        losses = self._grounding(outputs.regions, matches, batch)
+    def forward(
+        self, outputs: Outputs, batch: Batch, totals: Float[Tensor, "2"] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compute each weighted loss that is switched on; their plain sum is the objective.
+
+        Args:
+            outputs: of the model.
+            batch: what it was asked.
+            totals: `count` of the whole step, where the batch is a part of it: the losses of the parts add up to those
+                of the step. The batch's own if not given.
+        """
+        matches = self.match(outputs.regions.level_sizes, batch)
+        losses = self._grounding(outputs.regions, matches, batch, totals)
         if self.losses.inter:
             assert outputs.contrast is not None
             inter = inter_image_loss(outputs.contrast, matches.owners, batch, self.contrast)
@@ -109,31 +118,45 @@ class Criterion(nn.Module):
             losses["loss_mlm"] = self.losses.mlm * masked_word_loss(outputs.word_logits, batch.masked_words)
         return losses
 
-    def grounding(self, regions: Regions, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+    def grounding(
+        self, regions: Regions, batch: Batch, totals: Float[Tensor, "2"] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
         """Compute L_intra and L_loc alone, for those who have no more than regions."""
-        return self._grounding(regions, self.match(regions, batch), batch)
+        return self._grounding(regions, self.match(regions.level_sizes, batch), batch, totals)
 
-    def match(self, regions: Regions, batch: Batch) -> Matches:
+    def count(self, level_sizes: LevelSizes, batch: Batch) -> Float[Tensor, "2"]:
+        """Count what the losses of a batch are divided by: anchors that answer for a box, and their centerness."""
+        return _count(self._owned(self.match(level_sizes, batch), batch)[2])
+
+    def match(self, level_sizes: LevelSizes, batch: Batch) -> Matches:
         """Assign anchors to boxes, image by image."""
-        anchors = make_anchors(regions.level_sizes, self.strides, self.anchor_scale, regions.alignment.device)
-        lengths = [height * width for height, width in regions.level_sizes]
+        anchors = make_anchors(level_sizes, self.strides, self.anchor_scale, batch.mask.device)
+        lengths = [height * width for height, width in level_sizes]
         owners = [assign(anchors, lengths, target.boxes_xyxy) for target in batch.targets]
         return Matches(anchors=anchors, owners=torch.stack(owners))
 
-    def _grounding(self, regions: Regions, matches: Matches, batch: Batch) -> dict[str, Tensor]:
+    def _owned(self, matches: Matches, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the anchors that answer for a box, their boxes, and how central they are in them."""
+        owned, pairs = matches.owners >= 0, zip(batch.targets, matches.owners, strict=True)
+        boxes = torch.stack([of_owner(target.boxes_xyxy, owner, 0) for target, owner in pairs])[owned]
+        anchors = matches.anchors.expand(len(batch.targets), -1, -1)[owned]
+        return anchors, boxes, centerness_targets(anchors, boxes)
+
+    def _grounding(
+        self, regions: Regions, matches: Matches, batch: Batch, step: Float[Tensor, "2"] | None
+    ) -> dict[str, Tensor]:
         """Compute L_intra and L_loc. Images without boxes are allowed.
 
         Tokens outside ``batch.loss_mask`` take no part: padding, and phrases whose boxes are unknown.
         """
-        owned, pairs = matches.owners >= 0, list(zip(batch.targets, matches.owners, strict=True))
-        boxes = torch.stack([of_owner(target.boxes_xyxy, owner, 0) for target, owner in pairs])[owned]
-        anchors = matches.anchors.expand(len(pairs), -1, -1)[owned]
-        centerness = centerness_targets(anchors, boxes)
-        totals = sum_over_workers(torch.stack([owned.sum().to(centerness), centerness.sum()]))
+        owned = matches.owners >= 0
+        anchors, boxes, centerness = self._owned(matches, batch)
+        totals = sum_over_workers(_count(centerness) if step is None else step)
         num_positives, centerness_sum = totals.maximum(totals.new_tensor([1.0, 1e-6])) / num_workers()
 
         losses = {}
         if self.losses.intra:
+            pairs = zip(batch.targets, matches.owners, strict=True)
             targets = torch.stack([of_owner(target.positive_map, owner, 0) for target, owner in pairs])
             if self.losses.no_object_token and targets.shape[2] > NO_OBJECT:
                 targets[..., NO_OBJECT].masked_fill_(~owned, 1.0)
@@ -145,3 +168,7 @@ class Criterion(nn.Module):
             losses["loss_box"] = self.losses.loc * BOX_WEIGHT * (giou * centerness).sum() / centerness_sum
             losses["loss_centerness"] = self.losses.loc * binary / num_positives
         return losses
+
+
+def _count(centerness: Float[Tensor, " n"]) -> Float[Tensor, "2"]:
+    return torch.stack([centerness.new_tensor(float(len(centerness))), centerness.sum()])

@@ -5,6 +5,7 @@ in the reference and its released weights: ``x2 = x1 + width - 1``. The two func
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from torch import Tensor
 
 CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SIZE = math.log(1000 / 16)
+
+LevelSizes = tuple[tuple[int, int], ...]
+"""Per level of the pyramid its height and width, in positions."""
 
 
 def to_inclusive(boxes_xyxy: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
@@ -25,7 +29,7 @@ def to_half_open(boxes_xyxy: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
 
 
 def make_anchors(
-    level_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], scale: float, device: torch.device
+    level_sizes: LevelSizes, strides: tuple[int, ...], scale: float, device: torch.device
 ) -> Float[Tensor, "a 4"]:
     """Lay one square anchor of ``scale`` strides on every position, levels concatenated, x fastest.
 
@@ -40,6 +44,11 @@ def make_anchors(
         corners = torch.stack([grid_x - reach, grid_y - reach, grid_x + reach, grid_y + reach], -1)
         levels.append(corners.view(-1, 4))
     return torch.cat(levels)
+
+
+def level_sizes(height: int, width: int, strides: Sequence[int]) -> LevelSizes:
+    """Tell how many positions the levels of a padded image have; each convolution of a stride rounds up."""
+    return tuple((-(-height // stride), -(-width // stride)) for stride in strides)
 
 
 def encode(boxes_xyxy: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:

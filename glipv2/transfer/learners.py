@@ -1,12 +1,14 @@
 """What learns: the model's own weights, or an offset of its text features on cached image features.
 
 Both take a step's images in groups of equal padded size: the architecture has no mask for an image's padding, so what
-is beside an image in a batch must not change what is learned from it. The reference has one image per GPU here.
+is beside an image in a batch must not change what is learned from it. The reference has one image per GPU here, and
+like it we divide by the boxes of the whole step.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glipv2.losses.criterion import Criterion
+from glipv2.model.boxes import LevelSizes, level_sizes
 from glipv2.model.glipv2 import GLIPv2, Pyramid
 from glipv2.optim import OptimConfig, make_optimizer
 from glipv2.sample import Batch, GroundingSample, collate
@@ -87,11 +90,12 @@ class WeightLearner:
         """Run the whole model, group by group."""
         multiple, device = self.model.cfg.pad_multiple_px, self.parameters[0].device
         samples = [take_view(self.samples[view.index], view, self.model.cfg) for view in views]
-        loss = 0.0
-        for group in _groups(samples, lambda sample: tuple(-(-side // multiple) for side in sample.picture.size)):
-            batch, share = collate(group, self.tokenizer, multiple).to(device), len(group) / len(views)
-            loss += backward(self.model, self.criterion, batch, share=share, bf16=self.cfg.bf16)["loss"] * share
-        return loss
+        groups = _groups(samples, lambda sample: tuple(-(-side // multiple) for side in sample.picture.size))
+        batches = [collate(group, self.tokenizer, multiple) for group in groups]
+        sizes = [level_sizes(batch.pixels.shape[2], batch.pixels.shape[3], self.model.cfg.strides) for batch in batches]
+        totals = _add_up(self.criterion, sizes, batches).to(device)
+        criterion = partial(self.criterion, totals=totals)
+        return sum(backward(self.model, criterion, batch.to(device), bf16=self.cfg.bf16)["loss"] for batch in batches)
 
 
 class PromptLearner:
@@ -133,21 +137,26 @@ class PromptLearner:
 
     def backward(self, views: Sequence[View]) -> float:
         """Run fusion and head on cached features, group by group."""
-        loss = 0.0
-        for group in _groups([self._look(view) for view in views], lambda pair: pair[0][0].shape):
-            pyramids, truths = zip(*group, strict=True)
+        groups = [
+            tuple(zip(*group, strict=True))
+            for group in _groups([self._look(view) for view in views], lambda pair: pair[0][0].shape)
+        ]
+        batches = [_join(truths) for _, truths in groups]
+        sizes = [tuple((level.shape[2], level.shape[3]) for level in pyramids[0]) for pyramids, _ in groups]
+        totals, loss = _add_up(self.criterion, sizes, batches).to(self.device), 0.0
+        for (pyramids, _), batch in zip(groups, batches, strict=True):
             levels = [torch.cat(level).to(self.device).float() for level in zip(*pyramids, strict=True)]
-            own = self._loss(levels, _join(truths).to(self.device)) * (len(group) / len(views))
+            own = self._loss(levels, batch.to(self.device), totals)
             loss += own.item()
             if math.isfinite(loss):
                 own.backward()
         return loss
 
-    def _loss(self, pyramid: Pyramid, batch: Batch) -> Float[Tensor, ""]:
+    def _loss(self, pyramid: Pyramid, batch: Batch, totals: Float[Tensor, "2"]) -> Float[Tensor, ""]:
         text = (self._text + self._learned).expand(len(batch.mask), -1, -1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.bf16):
             regions = self.model.fuse(pyramid, text, batch.mask)
-        return torch.stack(list(self.criterion.grounding(regions, batch).values())).sum()
+        return torch.stack(list(self.criterion.grounding(regions, batch, totals).values())).sum()
 
     def _look(self, view: View) -> tuple[Pyramid, Batch]:
         """Give a view's features and truth; its picture is read only where one of them is not there."""
@@ -187,6 +196,11 @@ def _groups(items: Sequence[Item], key: Callable[[Item], Hashable]) -> list[list
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return list(groups.values())
+
+
+def _add_up(criterion: Criterion, sizes: Sequence[LevelSizes], batches: Sequence[Batch]) -> Float[Tensor, "2"]:
+    """Count what the losses of a step are divided by: each box weighs the same, whatever group its image is in."""
+    return torch.stack([criterion.count(size, batch) for size, batch in zip(sizes, batches, strict=True)]).sum(0)
 
 
 def _join(batches: Sequence[Batch]) -> Batch:

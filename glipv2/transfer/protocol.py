@@ -34,7 +34,7 @@ class TuningConfig:
     weight_decay: float
     """On matrices and filters; in ``prompt`` it pulls the offset back to zero."""
     batch_size: int = 4
-    """Images per step. Those of different padded size pass the model apart, weighed by their number."""
+    """Images per step. Those of different padded size pass the model apart; each box weighs the same."""
     max_epochs: int = 200
     """Longest tuning, epochs."""
     copies: int = 1

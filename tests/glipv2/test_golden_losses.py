@@ -113,7 +113,7 @@ def test_regions_are_compared_with_the_words_of_all_images_as_in_the_reference(
     batch, counting = batch_of(case, variant), as_reference(VARIANTS[variant].contrast)
     with torch.no_grad():
         outputs = golden_model(batch.pixels, batch.ids, batch.mask)
-    owners = Criterion(cfg).match(outputs.regions, batch).owners
+    owners = Criterion(cfg).match(outputs.regions.level_sizes, batch).owners
     owners = owners.where(owners > 0, -1)
     ours, _ = compare(outputs.contrast, owners, choose_regions(owners, batch, counting), batch)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from glipv2.config import ModelConfig
-from glipv2.model.boxes import decode, encode, iou_inclusive, to_half_open, to_inclusive
+from glipv2.model.boxes import decode, encode, iou_inclusive, level_sizes, to_half_open, to_inclusive
 from glipv2.model.deform import gathered_deform_conv
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.model.heads import Regions
@@ -36,6 +36,7 @@ def test_forward_is_its_three_parts_in_turn(model: GLIPv2, pixels: Tensor) -> No
     parts = model.fuse(pyramid, text, MASK)
     assert_same(parts, model(pixels, IDS, MASK).regions, tokens=6)
     assert [tuple(x.shape[2:]) for x in pyramid] == list(parts.level_sizes) == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    assert parts.level_sizes == level_sizes(pixels.shape[2], pixels.shape[3], model.cfg.strides)
 
 
 @torch.no_grad()

@@ -227,19 +227,35 @@ def test_a_step_from_the_cache_is_a_step_through_the_whole_model(
 
 
 @pytest.mark.parametrize("mode", ["full", "prompt"])
-def test_an_image_learns_the_same_whatever_is_beside_it(
-    model: GLIPv2, tokenizer: WordPiece, samples: list[GroundingSample], mode: Mode
+def test_a_box_weighs_the_same_whatever_passes_the_model_beside_its_image(
+    monkeypatch: pytest.MonkeyPatch,
+    model: GLIPv2,
+    tokenizer: WordPiece,
+    samples: list[GroundingSample],
+    mode: Mode,
 ) -> None:
-    views = [View(index=0, flip=False, scale=scale) for scale in (1.0, 0.5, 1.0)]
-    with FeatureCache(10) as cache:
-        learner = (
-            PromptLearner(model, tokenizer, samples, PROMPT, cache)
-            if mode == "prompt"
-            else WeightLearner(model, tokenizer, samples, FULL)
-        )
-        alone = [learner.backward([view]) for view in views]
-        assert alone[0] != alone[1]
-        assert learner.backward(views) == pytest.approx(sum(alone) / 3, rel=1e-5)
+    views = [View(index=index, flip=False, scale=scale) for index, scale in enumerate((1.0, 0.5, 1.0, 1.0))]
+    first, *others = samples
+    fewer = replace(first, boxes_xyxy=first.boxes_xyxy[:1], tokens_positive=first.tokens_positive[:1])
+    given, found = [fewer, *others], []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr("glipv2.transfer.learners._groups", lambda items, _: [[item] for item in items])
+        with FeatureCache(10) as cache:
+            learner = (
+                PromptLearner(model, tokenizer, given, PROMPT, cache)
+                if mode == "prompt"
+                else WeightLearner(model, tokenizer, given, FULL)
+            )
+            model.eval()  # no dropout
+            loss = learner.backward(views)
+        found.append((loss, [parameter.grad.clone() for parameter in learner.parameters if parameter.grad is not None]))
+        model.zero_grad(set_to_none=True)
+    (whole, gradients), (parts, added) = found
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert len(gradients) == len(added) > 0
+    for one, other in zip(gradients, added, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
 def test_the_same_seed_learns_the_same_and_another_does_not(
