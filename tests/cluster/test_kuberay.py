@@ -61,7 +61,7 @@ def strict(node: Any) -> Any:
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_kuberay_knows_every_field(name: str, definitions: dict[str, jsonschema.Draft202012Validator]) -> None:
-    definitions[MANIFESTS[name]].validate(read(name))
+    assert list(definitions[MANIFESTS[name]].iter_errors(read(name))) == []
 
 
 def put(*path: str | int, value: object) -> Callable[[Node], None]:
