@@ -93,6 +93,10 @@ class Follower:
             return self._wait()
         except KeyboardInterrupt:
             return self._leave()
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{self._job} was not stopped ({error}); {self.what_next().splitlines()[1]}") from error
 
     def _leave(self) -> int:
         print(f"\n{self._job} goes on\n{self.what_next()}", file=sys.stderr)
@@ -106,11 +110,15 @@ class Follower:
         )
 
     def _wait(self) -> int:
+        from ray.exceptions import AuthenticationError
+
         heard = time.monotonic()
         while True:
             try:
                 asyncio.run(self._print_log())
                 info = self._client.get_job_info(self._job)
+            except AuthenticationError as error:  # another head, with another token
+                raise RunError(_not_let_in(self._address, str(error))) from error
             except (RuntimeError, OSError, aiohttp.ClientError) as error:
                 if "does not exist" in str(error) or getattr(error, "status", 0) == 404:
                     raise RunError(

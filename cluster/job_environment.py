@@ -25,11 +25,14 @@ PASSED = (
 )
 """Variables that mean the same on every machine and are passed wherever they are set."""
 SECRET = re.compile(
-    r"(SECRET|PASSWORD|PASSWD|TOKEN|(?<!APPLICATION_)CREDENTIALS?|API_KEY|ACCESS_KEY|PRIVATE_KEY)(_ID)?$", re.IGNORECASE
+    r"(SECRET|PASSWORD|PASSWD|PASS|PWD|TOKEN|(?<!APPLICATION_)CREDENTIALS?|(API|ACCESS|PRIVATE|SECRET)_?KEY)(_ID)?$",
+    re.IGNORECASE,
 )
 """Names of variables whose value is a secret; ``…_TOKEN_FILE`` and the like only say where one lies."""
 PASSWORD_IN_ADDRESS = re.compile(
-    r"[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@|[?&](X-Amz-Signature|sig|token)=", re.IGNORECASE
+    r"[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@|https?://[^/\s@]+@"
+    r"|[?&](X-Amz-Signature|sig|([a-z]+_)?token|password|passwd|pass|pwd|secret|(api_?)?key)=",
+    re.IGNORECASE,
 )
 """An address that anyone who reads it may use in the name of another."""
 SERVICES = ("AWS_", "MLFLOW_", "HF_", "GOOGLE_", "WANDB_")

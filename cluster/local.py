@@ -61,13 +61,19 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 
 def check_ports(options: argparse.Namespace) -> None:
-    """Refuse ports that somebody listens on.
+    """Refuse ports that somebody listens on, and numbers that are none.
 
     Raises:
-        ValueError: one is taken.
+        ValueError: one is taken, or cannot be.
     """
+    if options.max_nodes < 1 or options.idle_s < 0:
+        raise ValueError(
+            f"--max-nodes is {options.max_nodes}, --idle-s {options.idle_s:g}; give one node or more, and 0 s or more"
+        )
     for name in ("port", "dashboard_port", "agent_port"):
         port = getattr(options, name)
+        if not 0 < port < 1 << 16:
+            raise ValueError(f"--{name.replace('_', '-')} is {port}; give a port between 1 and 65535")
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -74,7 +74,9 @@ def head_command(options: argparse.Namespace, folder: Path, config: Path) -> lis
 
 def head_environment(options: argparse.Namespace, folder: Path) -> dict[str, str]:
     """Give the variables of the head, which its nodes, workers and jobs inherit: also your credentials, if set here."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    # A token given there counts more for Ray than the file of ours.
+    others = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    inherited = {name: value for name, value in os.environ.items() if name not in others}
     auth = {"RAY_AUTH_MODE": "disabled"}
     if not options.no_token:
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file(folder))}

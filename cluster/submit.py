@@ -80,7 +80,7 @@ def send(client: Any, options: argparse.Namespace, runtime_env: dict[str, Any], 
     """Hand the job over and give its id.
 
     Raises:
-        RunError: the job server refuses it.
+        RunError: the job server refuses it, or is gone.
     """
     recipe = recipe_of(options.arguments)
     try:
@@ -99,6 +99,11 @@ def send(client: Any, options: argparse.Namespace, runtime_env: dict[str, Any], 
     except RuntimeError as error:
         reason = re.sub(r"\s+", " ", str(error))[-500:]
         raise RunError(f"the job server at {options.address} refused the job: {reason}") from error
+    except OSError as error:
+        raise RunError(
+            f"the connection to {options.address} broke while the job was sent ({error}); see ray job list whether it "
+            "arrived, then give the command again"
+        ) from error
 
 
 def run_here(job: str, arguments: Sequence[str]) -> int:

@@ -38,14 +38,15 @@ def nano_full() -> SweepJob:
 
 
 def odinw13() -> SweepJob:
-    """Sweep ODinW-13 as the paper does: prompt and full tuning with 1, 3, 5, 10 shots and all data, three draws.
+    """Sweep ODinW-13: prompt, full and linear tuning with 1, 3, 5, 10 shots and all data, three draws.
 
     ``python -m jobs.sweep odinw13 --checkpoint /abs/model --data /abs/odinw --out /abs/dir``: GPUs, one trial on each;
     never run with one. ``--sweep.max-concurrent`` says how many there are. All 13 data sets must be there, as the
     paper's mean is over them.
     """
     trial = TrialConfig(num_gpus=1, batch_size=8)
-    return SweepJob(protocol="odinw13", sweep=SweepConfig(modes=("prompt", "full"), trial=trial, max_concurrent=8))
+    sweep = SweepConfig(modes=("prompt", "full", "linear"), trial=trial, max_concurrent=8)
+    return SweepJob(protocol="odinw13", sweep=sweep)
 
 
 def odinw13_search() -> SweepJob:

@@ -15,6 +15,7 @@ from glipv2.inference.predictor import Prediction, Predictor
 from glipv2.text.prompts import Prompt
 from pipeline.report.inputs import Score
 from pipeline.shards import config_hash, file_sha256, write_atomically
+from pipeline.sources.coco import file_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def measure(
     images = content["images"]
     for first in range(0, len(images), batch_size):
         chunk = images[first : first + batch_size]
-        pictures = [open_image(benchmark.images / image["file_name"]) for image in chunk]
+        pictures = [open_image(benchmark.images / file_name(image)) for image in chunk]
         if prompt is None:
             predictions = predictor.detect(pictures, names)
         else:

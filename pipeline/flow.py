@@ -34,9 +34,10 @@ from pipeline.sources.pairs import PairsConfig, import_pairs
 from pipeline.sources.store import store_source
 from pipeline.storage import Place
 from pipeline.summary import Outcome, publish, ui_command
-from pipeline.sweep import SweepConfig, SweepInputs, choose, sweep
+from pipeline.sweep import SweepConfig, SweepInputs, choose, find_datasets, sweep
 from pipeline.tracking import Input, Run, open_run
 from pipeline.trial import TrialInputs
+from pipeline.trial_checks import check_benchmark, check_protocol
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -256,6 +257,8 @@ def pretrain_alone(cfg: PretrainJob) -> Outcome:
     validation = None
     if cfg.val_annotations != NOT_GIVEN:
         benchmark = Benchmark(name="validation", annotations=cfg.val_annotations, images=cfg.val_images)
+        if read_record(cfg.out / cfg.name) is None:
+            check_benchmark(benchmark)
         measure = partial(measure_folder, benchmark, "cuda" if cfg.pretrain.use_gpu else "cpu")
         validation = Validation(key=file_sha256(cfg.val_annotations), measure=measure)
     inputs = TrainingInputs(
@@ -315,6 +318,8 @@ def sweep_alone(cfg: SweepJob) -> Outcome:
     with open_run(cfg.out, "sweep", config_hash([unplaced(asdict(cfg)), hashes]), asdict(cfg)) as run:
         inputs.record(run)
         run.tags({"protocol_hash": protocol.hash} if protocol else {})
+        if protocol and not cfg.datasets:
+            check_protocol(protocol, find_datasets(inputs), cfg.sweep.trial.prompts)
         results = sweep(cfg.sweep, inputs, run)
         # The mean of a benchmark is over all its data sets or none.
         whole = protocol if protocol and not cfg.datasets else None

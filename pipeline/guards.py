@@ -1,7 +1,8 @@
 """What must not be trained on: pictures of the sets a model is measured on, and the same picture twice.
 
 A picture is known again by the hash of its bytes, and by a perceptual hash, which scaling and recompression hardly
-change (`pipeline.phash`). Blank pictures all look alike, and alike is not the same: only their bytes count.
+change (`pipeline.phash`). Blank pictures all look alike, and alike is not the same: only their bytes count. Rows of
+downloaded pictures carry both hashes; rows of human-labelled sets have none, and are hashed from what they store.
 """
 
 import hashlib
@@ -10,10 +11,12 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,8 +150,7 @@ class EvaluationIndex:
 
 def guard_table(images: pa.Table | pa.RecordBatch, index: EvaluationIndex) -> list[str | None]:
     """Give the reason to reject each row of images or labels, None where there is none; failed rows have none."""
-    good = np.isin(images["status"].to_pylist(), (schema.SUCCESS, schema.LABELLED))
-    codes = np.where(good, index.find(images), -1)
+    codes = np.where(_good(images), index.find(images), -1)
     return [f"{LEAKS}:{index.names[code]}" if code >= 0 else None for code in codes.tolist()]
 
 
@@ -211,9 +213,9 @@ def judge(directory: Path | Place, cfg: GuardConfig, index: EvaluationIndex) -> 
     """Find the rows of a finished directory that are to be kept out.
 
     Of equal pictures the row of the lowest key stays, or the first where rows have no key. At its peak this takes some
-    100 bytes per row.
+    100 bytes per row, and the pictures of one row group where rows have no hashes.
     """
-    parts = [_facts(batch, index, cfg) for _, batch in scan(directory, _JUDGED + _TEXTS * cfg.same_caption)]
+    parts = [_facts(batch, index, cfg) for batch in _read(directory, _JUDGED + _TEXTS * cfg.same_caption)]
     reasons = ("", SAME_BYTES, LOOKS_ALIKE, *(f"{LEAKS}:{name}" for name in index.names))
     if not parts:
         return Verdicts(reasons=reasons, codes=np.zeros(0, dtype=np.uint16))
@@ -232,10 +234,46 @@ def judge(directory: Path | Place, cfg: GuardConfig, index: EvaluationIndex) -> 
     return Verdicts(reasons=reasons, codes=codes)
 
 
+def _read(directory: Path | Place, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read what rows are judged by; those that nobody hashed yet are hashed."""
+    for path, batches in groupby(scan(directory, columns), key=itemgetter(0)):
+        first = 0
+        for _, rows in batches:
+            bare = _good(rows) & rows["phash"].is_null().to_numpy(zero_copy_only=False)
+            yield _hashed(rows, bare, Place.of(directory) / path, first) if bare.any() else rows
+            first += rows.num_rows
+
+
+def _hashed(rows: pa.RecordBatch, bare: NDArray[np.bool_], file: Place, first: int) -> pa.RecordBatch:
+    """Hash the pictures of the bare ones among rows that begin at ``first`` in a file."""
+    found = np.full((rows.num_rows, 2), None, dtype=object)
+    found[bare] = list(_hash_stored(file, first + np.flatnonzero(bare)))
+    columns = {name: rows[name] for name in rows.schema.names}
+    for name, hashes in zip(("image_sha256", "phash"), found.T, strict=True):
+        columns[name] = pc.coalesce(rows[name], pa.array(hashes, rows[name].type))
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _hash_stored(file: Place, wanted: NDArray[np.int64]) -> Iterator[tuple[str | None, int | None]]:
+    """Hash the pictures stored in some rows of a shard, ascending; of its row groups those rows' alone are read."""
+    with file.open_input() as stream, ThreadPoolExecutor(os.cpu_count()) as threads:
+        shard = pq.ParquetFile(stream)
+        starts = np.cumsum([0, *(shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups))])
+        groups = np.searchsorted(starts, wanted, "right") - 1
+        for group in np.unique(groups):
+            images = shard.read_row_group(group, columns=["image"])["image"].combine_chunks()
+            encoded = pc.struct_field(images, "bytes").take(pa.array(wanted[groups == group] - starts[group]))
+            yield from threads.map(lambda one: hash_picture(one) if one else (None, None), encoded.to_pylist())
+
+
+def _good(rows: pa.Table | pa.RecordBatch) -> NDArray[np.bool_]:
+    """Tell which rows hold a picture."""
+    return np.isin(rows["status"].to_pylist(), (schema.SUCCESS, schema.LABELLED))
+
+
 def _facts(rows: pa.RecordBatch, index: EvaluationIndex, cfg: GuardConfig) -> dict[str, NDArray[Any]]:
     """Reduce rows to numbers: set they leak from or why there is none, key (-1: none), and what tells equals."""
-    good = np.isin(rows["status"].to_pylist(), (schema.SUCCESS, schema.LABELLED))
-    leaks = np.where(good, index.find(rows), _FAILED).astype(np.int16)
+    leaks = np.where(_good(rows), index.find(rows), _FAILED).astype(np.int16)
     facts = {"leaks": leaks, "keys": rows["key"].fill_null(-1).to_numpy(zero_copy_only=False)}
     if cfg.duplicates == "none":
         return facts

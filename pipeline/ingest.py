@@ -1,7 +1,7 @@
 """From grounding shards to training batches, in an order that depends on nothing but the seed.
 
 Step ``k`` of a run always sees the same samples, prompts and flips, whatever the number of workers and however often
-the run was resumed: `pipeline.mixture` orders the rows, and every random choice is seeded by (epoch, sample).
+the run was resumed: `pipeline.mixture` orders the rows, and every choice is seeded by epoch, sample and copy.
 """
 
 import io
@@ -136,9 +136,10 @@ class TrainingSet(Dataset[Batch]):
         samples = [self._sample(*place) for place in mine]
         return collate(samples, self.tokenizer, self.model.pad_multiple_px, self.cfg.mask_words)
 
-    def _sample(self, epoch: int, source: int, number: int) -> GroundingSample:
+    def _sample(self, epoch: int, source: int, number: int, copy: int) -> GroundingSample:
         row = self.mixture.read(source, number)
-        rng = seeded(self.cfg.seed, epoch, row["sample_id"])
+        which = (copy,) if copy else ()  # the first copy is what the sample is without copies
+        rng = seeded(self.cfg.seed, epoch, row["sample_id"], *which)
         sample = make_sample(row, self.vocabularies[source], self.cfg, self.model, rng)
         if self.cfg.pack_negatives and row["kind"] == schema.CAPTION:
             return _pack(sample, pack_captions(sample.text, self.mixture.captions, rng, self.tokenizer))

@@ -62,11 +62,11 @@ class Mixture:
         self._indexes = [read_index(source, selection) for source in sources]
         self._sizes = [np.diff(index.starts) for index in self._indexes]
         pieces = [
-            [np.full(len(sizes), number), np.arange(len(sizes))]
+            [np.full(len(sizes), number), np.arange(len(sizes)), np.full(len(sizes), copy)]
             for number, (source, sizes) in enumerate(zip(sources, self._sizes, strict=True))
-            for _ in range(source.copies)
+            for copy in range(source.copies)
         ]
-        self._entries = np.concatenate([np.empty((2, 0), np.int64), *map(np.stack, pieces)], axis=1)
+        self._entries = np.concatenate([np.empty((3, 0), np.int64), *map(np.stack, pieces)], axis=1)
         self._epoch = sum(int(sizes.sum()) * s.copies for sizes, s in zip(self._sizes, sources, strict=True))
         if not self._epoch:
             raise ValueError(f"no sample with a box in {[str(s.path) for s in sources]}; look at their manifests")
@@ -83,8 +83,8 @@ class Mixture:
         """Leave behind what was read: another process reads for itself."""
         return {**vars(self), "_kept": OrderedDict(), "_groups": OrderedDict()}
 
-    def batch(self, step: int, size: int) -> list[tuple[int, int, int]]:
-        """Give the epoch, source and row of every sample of a batch; batches are numbered over all epochs."""
+    def batch(self, step: int, size: int) -> list[tuple[int, int, int, int]]:
+        """Give epoch, source, row and copy of every sample of a batch; batches are numbered over all epochs."""
         many = self._order.bucket_batches
         chunk, place = divmod(step, many)
         positions = self._remember(("batches", size), chunk, lambda: self._batches(chunk, size))[place]
@@ -110,41 +110,41 @@ class Mixture:
         positions = list(range(chunk * many * size, (chunk + 1) * many * size))
         if many > 1:
             found = [self._at(*divmod(position, self._epoch)) for position in positions]
-            alike = [self._indexes[source].likeness[number] for source, number in found]
+            alike = [self._indexes[source].likeness[number] for source, number, _ in found]
             positions = [positions[i] for i in np.argsort(alike, kind="stable")]
         batches = [positions[first : first + size] for first in range(0, len(positions), size)]
         if many > 1:
             seeded(self._seed, "batches", chunk).shuffle(batches)
         return batches
 
-    def _at(self, epoch: int, position: int) -> tuple[int, int]:
-        """Find the source and row at a position of an epoch."""
+    def _at(self, epoch: int, position: int) -> tuple[int, int, int]:
+        """Find the source, row and copy at a position of an epoch."""
         _, ends, windows = self._remember("epoch", epoch, lambda: self._epoch_order(epoch))
         window = int(windows[np.searchsorted(ends, position, "right")])
         begin, rows = self._remember("window", (epoch, window), lambda: self._window(epoch, window))
-        source, number = rows[position - begin]
-        return source, number
+        source, number, copy = rows[position - begin]
+        return source, number, copy
 
     def _epoch_order(self, epoch: int) -> tuple[Numbers, Numbers, Numbers]:
         """Shuffle the row groups; give them, the position behind each, and the window of each."""
         order = list(range(self._entries.shape[1]))
         seeded(self._seed, epoch, "groups").shuffle(order)
         entries = self._entries[:, order]
-        sizes = np.array([self._sizes[source][group] for source, group in entries.T], np.int64)
+        sizes = np.array([self._sizes[source][group] for source, group, _ in entries.T], np.int64)
         ends = sizes.cumsum()
         return entries, ends, (ends - sizes) // self._order.window_rows
 
-    def _window(self, epoch: int, window: int) -> tuple[int, list[tuple[int, int]]]:
+    def _window(self, epoch: int, window: int) -> tuple[int, list[tuple[int, int, int]]]:
         """Shuffle the rows of a window; give its first position and its rows."""
         entries, ends, windows = self._remember("epoch", epoch, lambda: self._epoch_order(epoch))
         first, last = np.searchsorted(windows, [window, window + 1])
         rows = [
-            (source, number)
-            for source, group in entries[:, first:last].T.tolist()
+            (source, number, copy)
+            for source, group, copy in entries[:, first:last].T.tolist()
             for number in range(self._indexes[source].starts[group], self._indexes[source].starts[group + 1])
         ]
         # Which shard a row lies in is chance: a labelling that was killed and gone on with has other shards.
-        rows.sort(key=lambda row: (row[0], self._indexes[row[0]].rank[row[1]]))
+        rows.sort(key=lambda row: (row[0], self._indexes[row[0]].rank[row[1]], row[2]))
         seeded(self._seed, epoch, "window", window).shuffle(rows)
         return int(ends[first - 1]) if first else 0, rows
 

@@ -23,8 +23,7 @@ class AwayError(RunError):
 
 def open_client(uri: str) -> Any:
     """Open a store, quietly."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
-    import mlflow  # takes seconds
+    import mlflow
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -37,13 +36,13 @@ def asking(uri: str) -> Iterator[Any]:
 
     Raises:
         AwayError: it does not answer.
-        RunError: it does not let in.
+        RunError: it does not let in, or it is no store.
     """
-    client = open_client(uri)
-    from mlflow.exceptions import MlflowException
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+    from mlflow.exceptions import MlflowException  # takes seconds
 
     try:
-        yield client
+        yield open_client(uri)
     except MlflowException as error:
         status, told = error.get_http_status_code(), shown(str(error).strip().splitlines()[0][:300])
         if status >= 500 or status == 429:
@@ -53,7 +52,7 @@ def asking(uri: str) -> Iterator[Any]:
                 f"MLflow at {shown(uri)} does not let in ({told}); give MLFLOW_TRACKING_USERNAME and _PASSWORD or "
                 "MLFLOW_TRACKING_TOKEN, or name the host of MLFLOW_TRACKING_URI in the server's --allowed-hosts"
             ) from error
-        raise
+        raise RunError(f"MLflow at {shown(uri)} refuses ({told}); see MLFLOW_TRACKING_URI") from error
 
 
 def shown(uri: str) -> str:

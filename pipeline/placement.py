@@ -59,6 +59,18 @@ def require(resource: str) -> None:
         ray.cancel(asking, force=True)
 
 
+def require_gpus(num_gpus: float) -> None:
+    """Make sure that there are, or may come, GPUs where they are asked for.
+
+    Raises:
+        ValueError: there is none, and no autoscaler that could add one.
+    """
+    if num_gpus and "GPU" not in ray.cluster_resources() and not _status().autoscaling_state.autoscaler_state_version:
+        raise ValueError(
+            f"{num_gpus:g} GPUs are asked for, but {_lacks('GPU')}; ask for 0, or start a cluster with some"
+        )
+
+
 _NEXT = (
     "give the resource of machines that are there, '' for any machine, or start a cluster that has them "
     "(cluster/README.md)"

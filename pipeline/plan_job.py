@@ -124,8 +124,20 @@ class PlanJob:
         for flag in ("pairs", "steps", "trials"):
             if (text := getattr(self, flag)) and count(text, flag) < 1:
                 raise ValueError(f"--{flag} is {text}; give at least 1, or leave it out")
+        self._check_numbers()
         if self.alive > 1:
             raise ValueError(f"--alive is {self.alive}; give a share between 0 and 1")
         require(**{f"rates_{n}": path for n, path in enumerate(self.rates)})
         if self.prices != NOT_GIVEN:
             require(prices=self.prices)
+
+    def _check_numbers(self) -> None:
+        if self.within_hours < 0:
+            raise ValueError(f"--within-hours is {self.within_hours}; give hours, or 0 for as fast as it goes")
+        for flag in ("batch_size", "source_bytes", "image_bytes", "rows_per_block"):
+            if (number := getattr(self, flag)) < 1:
+                raise ValueError(f"--{flag.replace('_', '-')} is {number}; give 1 or more")
+        for kind in ("downloads", "labels", "trains"):  # a head may have nothing to spare for work
+            for name in ("cpus", "most"):
+                if (number := getattr(getattr(self, kind), name)) < 1:
+                    raise ValueError(f"--{kind}.{name} is {number}; give 1 or more")

@@ -6,7 +6,7 @@ of its data sets hold is pinned apart from it, at first use (`pipeline.pins`).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -229,9 +229,14 @@ def make_prompts(
     """
     numbered = list(enumerate(names))
     if prompts == "manual" and dataset.wordings:
-        said = {number: dataset.wordings[name] for number, name in numbered if name in dataset.wordings}
-        return [build_prompt(numbered, wordings=said)]
+        return [build_prompt(numbered, wordings=own_wordings(numbered, dataset.wordings))]
     return chunk_prompts(numbered, tokenizer, dataset.max_categories)
+
+
+def own_wordings(names: Iterable[tuple[int, str]], wordings: Mapping[str, Wording]) -> dict[int, Wording]:
+    """Find the wording of each name that has one; a json may write it with other capitals than the protocol."""
+    known = {name.casefold(): wording for name, wording in wordings.items()}
+    return {label: known[name.casefold()] for label, name in names if name.casefold() in known}
 
 
 def list_protocols() -> list[str]:

@@ -8,6 +8,7 @@ sweep, runs nothing twice.
 import itertools
 import math
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from tempfile import TemporaryDirectory
@@ -215,9 +216,18 @@ def choose(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(best.values())
 
 
+def lost_groups(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """List the groups of trials none of which was through, with why the first one was not."""
+    known = {result["group"] for result in choose(results)}
+    lost = {result["group"]: result for result in reversed(results) if result["group"] not in known}
+    names = ("dataset", "mode", "shots", "seed")
+    return [{**{n: r[n] for n in names}, "reason": r.get("reason", "stopped early")} for r in reversed(lost.values())]
+
+
 def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialSpec], follow: Follow) -> list[str]:
     """Run trials on the cluster; name those that failed."""
     placement.require(cfg.trial.node_resource)
+    placement.require_gpus(cfg.trial.num_gpus)
     resources = {
         **placement.ask(cfg.trial.node_resource),
         "cpu": 0 if cfg.trial.num_gpus else 1,
@@ -254,11 +264,12 @@ def _group(config: Mapping[str, Any]) -> str:
 
 
 def _trainable(config: dict[str, Any], cfg: TrialConfig, inputs: TrialInputs, store: ResultStore) -> None:
+    started = time.perf_counter()
     key, spec = config["trial"]
     try:
         came_to = asdict(run_trial(spec, cfg, inputs, store.folder(key), tune.report))
     except DivergedError as error:  # these rates lead nowhere, which is an answer
-        came_to = {"val_ap": 0.0, STOPPED: 0.0, "reason": str(error)}
+        came_to = {"val_ap": 0.0, STOPPED: 0.0, "reason": str(error), "seconds": time.perf_counter() - started}
     # Kept before anybody is told: whoever is killed after this line has lost nothing.
     store.write(key, {**describe(spec), **came_to})
     tune.report({DONE: 1.0})

@@ -53,6 +53,7 @@ class Follow(Callback):
         key, spec = trial.config["trial"]
         if DONE not in trial.last_result:  # the scheduler stopped it
             told = {name: trial.last_result[name] for name in ("epoch", "val_ap")}
+            told["seconds"] = float(trial.last_result.get("time_total_s", 0.0))
             self.store.write(key, {**describe(spec), **told, STOPPED: told["epoch"]})
         self.done(key)
 

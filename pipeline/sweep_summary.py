@@ -10,7 +10,7 @@ import yaml
 from pipeline.protocol import FOLDER, Protocol, Score, mean
 from pipeline.report.inputs import ALL_DATA, ZERO_SHOT, Table, Trial
 from pipeline.report.tables import difference, duration, percent, unique
-from pipeline.sweep import SweepConfig, choose
+from pipeline.sweep import SweepConfig, choose, lost_groups
 from pipeline.sweep_follow import compare
 from pipeline.trial import ALL, PROBE
 
@@ -21,10 +21,12 @@ Results = Sequence[Mapping[str, Any]]
 
 def summarize(results: Results, cfg: SweepConfig, protocol: Protocol | None) -> dict[str, Any]:
     """Put together all that a sweep came to, ready for JSON; with the means of a benchmark if it was one."""
-    chosen = choose(results)
-    prompts = "manual" if cfg.trial.use_paper_prompts else "raw"
+    chosen, lost = choose(results), lost_groups(results)
+    broken = {(row["mode"], row["shots"]) for row in lost}  # no mean over what is left of a benchmark
+    whole = [result for result in chosen if (result["mode"], result["shots"]) not in broken]
     return {
-        "means": benchmark_means(chosen, protocol, prompts) if protocol else [],
+        "means": benchmark_means(whole, protocol, cfg.trial.prompts) if protocol else [],
+        "lost": lost,
         "trials": [{name: result[name] for name in SHOWN} for result in chosen if result["dataset"] != PROBE],
         "rates": best_rates(chosen),
         "forgetting": forgetting(chosen),
@@ -61,13 +63,14 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     made = [
         _means_table(means),
         *_cells_tables(means),
+        _lost_table(found["lost"]),
         _lost_on_average(lost),
         _forgetting_table(lost),
         _rates_table(found["rates"]),
     ]
     spent = found["cost"]
     cost_table = Table(
-        caption="What all trials cost, stopped ones left out",
+        caption="What all trials cost, stopped ones too",
         columns=["Trials' time", "GPU time"],
         rows=[[duration(spent["trial_seconds"]), duration(spent["gpu_seconds"])]],
         num_names=0,
@@ -103,6 +106,15 @@ def _cells_tables(means: Sequence[Mapping[str, Any]]) -> list[Table]:
         )
         for row in means
     ]
+
+
+def _lost_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        caption="No pair of rates was through; the benchmark's mean of that mode and shots is left out",
+        columns=["Data set", "Tuned", "Shots", "Seed", "Why"],
+        rows=[[*(str(row[name]) for name in ("dataset", "mode", "shots", "seed", "reason"))] for row in rows],
+        num_names=5,
+    )
 
 
 def _lost_on_average(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -243,7 +255,7 @@ def forgetting(results: Results) -> list[dict[str, Any]]:
 
 
 def cost(results: Results, num_gpus: float) -> dict[str, float]:
-    """Add up the time of all trials, stopped ones left out."""
+    """Add up the time of all trials, stopped ones too."""
     seconds = sum(float(result.get("seconds", 0.0)) for result in results)
     return {"trial_seconds": seconds, "gpu_seconds": seconds * num_gpus}
 

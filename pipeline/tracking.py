@@ -261,7 +261,8 @@ def _artifacts(uri: str, home: Place) -> str | None:
 def _find_or_create(uri: str, experiment: str, name: str, key: str, tags: dict[str, str], seconds: float = 0.0) -> Run:
     # A finished job given again is a new run; a child belongs to its parent whether finished or not.
     unfinished = "" if PARENT in tags else " and attributes.status != 'FINISHED'"
-    wanted = f"tags.`{JOB_KEY}` = '{key}'{unfinished}"
+    quote = '"' if "'" in key else "'"  # MLflow's filters know no escapes
+    wanted = f"tags.`{JOB_KEY}` = {quote}{key}{quote}{unfinished}"
     with asking(uri) as client:
         if found := client.search_runs([experiment], filter_string=wanted, max_results=1):
             run_id = str(found[0].info.run_id)

@@ -29,10 +29,17 @@ from glipv2.transfer.tune import tune
 from glipv2.transfer.tuned_prompt import make_tuned_prompt
 from pipeline import placement
 from pipeline.evaluate import Benchmark, measure, open_image, read_annotations
+from pipeline.protocol import Prompts
 from pipeline.report.inputs import ZERO_SHOT
 from pipeline.shards import config_hash, file_sha256
 from pipeline.sources.coco import file_name
-from pipeline.sources.odinw import OdinwDataset, few_shot_images, few_shot_validation, make_prompt
+from pipeline.sources.odinw import (
+    OdinwDataset,
+    few_shot_images,
+    few_shot_validation,
+    make_prompt,
+    prepared_draw,
+)
 from pipeline.storage import Place
 
 ALL: Final = "all"
@@ -78,6 +85,11 @@ class TrialConfig:
             raise ValueError(f"short_side_px is {self.short_side_px}; give pixels, or 0 for the model's own")
         if any(not 0 <= part <= 1 for part in self.averages):
             raise ValueError(f"averages is {self.averages}; give parts between 0 (original) and 1 (tuned)")
+
+    @property
+    def prompts(self) -> Prompts:
+        """Variant of the prompts, as protocols name it."""
+        return "manual" if self.use_paper_prompts else "raw"
 
     @property
     def device(self) -> str:
@@ -162,10 +174,21 @@ class Outcome:
 
 def trial_key(spec: TrialSpec, cfg: TrialConfig, inputs: TrialInputs) -> str:
     """Name what decides a trial's outcome, by content: two trials of one key come to the same."""
-    data = [] if spec.dataset == PROBE else dataset_hashes(OdinwDataset(name=spec.dataset, root=inputs.root))
     probe = [] if inputs.probe is None else [file_sha256(inputs.probe.annotations)]
     decided = [{n: v for n, v in part.items() if n not in MACHINERY} for part in (asdict(cfg), spec.params)]
-    return config_hash([weights_sha256(inputs.model), data, probe, *decided])
+    return config_hash([weights_sha256(inputs.model), _data_hashes(spec, cfg, inputs), probe, *decided])
+
+
+def _data_hashes(spec: TrialSpec, cfg: TrialConfig, inputs: TrialInputs) -> list[str]:
+    """Pin what a trial is tuned to and measured on: annotations, the words of the prompt, and prepared draws."""
+    if spec.dataset == PROBE:
+        return []
+    dataset = OdinwDataset(name=spec.dataset, root=inputs.root)
+    words = make_prompt(dataset, use_paper_prompts=cfg.use_paper_prompts).text
+    prepared = []
+    if isinstance(spec.shots, int) and spec.shots:
+        prepared = [prepared_draw(dataset, spec.shots, spec.seed), few_shot_validation(dataset, spec.shots, spec.seed)]
+    return [*dataset_hashes(dataset), words, *(file_sha256(path) for path in prepared if path)]
 
 
 def dataset_hashes(dataset: OdinwDataset) -> list[str]:

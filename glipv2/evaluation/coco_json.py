@@ -1,7 +1,7 @@
 """COCO's two kinds of json, truth and results: checked, repaired and handed to pycocotools.
 
 Annotations are numbered from 1, because pycocotools reads a match with number 0 as none; ids of images and categories
-may be texts; a missing ``iscrowd`` is 0, a missing ``area`` that of the box.
+may be texts, and those of digits alone are the numbers; a missing ``iscrowd`` is 0, a missing ``area`` that of the box.
 """
 
 import logging
@@ -34,10 +34,11 @@ def check_truth(truth: Any) -> None:
         for number, record in enumerate(truth[part]):
             if missing := _missing(record, needed):
                 raise ValueError(f"{part}[{number}] of the truth lacks {missing}; give a COCO json")
-    for number, annotation in enumerate(truth["annotations"]):
-        if not is_box(annotation["bbox"]):
-            what = f"annotations[{number}] of the truth has bbox {annotation['bbox']!r:.60}"
-            raise ValueError(f"{what}; expected [x, y, width, height]")
+            for key in record.keys() & EXPECTED.keys():
+                sound, expected = EXPECTED[key]
+                if not sound(record[key]):
+                    what = f"{part}[{number}] of the truth has {key} {record[key]!r:.60}"
+                    raise ValueError(f"{what}; expected {expected}")
 
 
 def check_results(results: Any, iou_type: IouType) -> list[Record]:
@@ -53,7 +54,7 @@ def check_results(results: Any, iou_type: IouType) -> list[Record]:
     for number, result in enumerate(results):
         if missing := _missing(result, set(wanted)):
             raise ValueError(f"predictions[{number}] lacks {missing}; {RESULT}")
-        for key in ("score", *shapes):
+        for key in wanted:
             if not SOUND[key](result[key]):
                 raise ValueError(f"predictions[{number}] has {key} {result[key]!r:.60}; {RESULT}")
     return [{key: result[key] for key in wanted} for result in results]
@@ -68,13 +69,14 @@ def load_truth(truth: Record, iou_type: IouType = "bbox") -> COCO:
     ids = {part: _ids(record["id"] for record in truth[part]) for part in ("images", "categories")}
     known = COCO()
     known.dataset = {"info": {}} | {
-        part: [{**record, "id": ids[part][_text(record["id"])]} for record in truth[part]] for part in ids
+        part: [{**record, "id": ids[part][id_text(record["id"])]} for record in truth[part]] for part in ids
     }
     known.dataset["annotations"] = [
         {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a, "id": number}
-        | {"image_id": ids["images"][_text(a["image_id"])], "category_id": ids["categories"][_text(a["category_id"])]}
+        | {"image_id": ids["images"][id_text(a["image_id"])]}
+        | {"category_id": ids["categories"][id_text(a["category_id"])]}
         for number, a in enumerate(truth["annotations"], start=1)
-        if _text(a["image_id"]) in ids["images"] and _text(a["category_id"]) in ids["categories"]
+        if id_text(a["image_id"]) in ids["images"] and id_text(a["category_id"]) in ids["categories"]
     ]
     if lost := len(truth["annotations"]) - len(known.dataset["annotations"]):
         logger.warning("left out %d annotations of images or categories that are not listed", lost)
@@ -91,10 +93,10 @@ def load_results(truth: COCO, results: Sequence[Record]) -> COCO:
     Raises:
         ValueError: a result is of an image the truth does not have, or its mask needs an image's size.
     """
-    images, categories = ({_text(id_): id_ for id_ in known} for known in (truth.imgs, truth.cats))
+    images, categories = ({id_text(id_): id_ for id_ in known} for known in (truth.imgs, truth.cats))
     loaded, strange = [], 0
     for number, result in enumerate(results):
-        image, category = images.get(_text(result["image_id"])), categories.get(_text(result["category_id"]))
+        image, category = images.get(id_text(result["image_id"])), categories.get(id_text(result["category_id"]))
         if image is None:
             what = f"predictions[{number}] is of image {result['image_id']!r}, which the truth does not have"
             raise ValueError(f"{what}; give predictions of the same images")
@@ -124,10 +126,36 @@ def _is_mask(value: Any) -> bool:
     """Tell polygons and run lengths, compressed or not, from anything pycocotools would choke on."""
     if isinstance(value, dict):
         return isinstance(value.get("counts"), str | bytes | list) and isinstance(value.get("size"), list | tuple)
-    return isinstance(value, list) and bool(value) and all(isinstance(p, list) and len(p) >= 4 for p in value)
+    polygons = isinstance(value, list) and bool(value) and all(isinstance(p, list) and len(p) >= 4 for p in value)
+    return polygons and all(type(number) in (int, float) for polygon in value for number in polygon)
 
 
-SOUND: dict[str, Callable[[Any], bool]] = {"score": is_number, "bbox": is_box, "segmentation": _is_mask}
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return value in (0, 1)
+
+
+ID = "a number or a text"
+EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_is_id, ID),
+    "image_id": (_is_id, ID),
+    "category_id": (_is_id, ID),
+    "bbox": (is_box, "[x, y, width, height]"),
+    "area": (is_number, "a number, or leave it out"),
+    "iscrowd": (_is_flag, "0 or 1, or leave it out"),
+}
+"""What values of a truth must be, by key."""
+SOUND: dict[str, Callable[[Any], bool]] = {
+    "image_id": _is_id,
+    "category_id": _is_id,
+    "score": is_number,
+    "bbox": is_box,
+    "segmentation": _is_mask,
+}
+"""The same of results."""
 
 
 def _shapes(first: Record, iou_type: IouType) -> list[str]:
@@ -143,13 +171,16 @@ def _missing(record: Any, needed: set[str]) -> str:
 
 
 def _ids(ids: Iterable[Any]) -> dict[str, int | str]:
-    """Map the text of every id to the id: as it is if all are whole numbers, otherwise a text, as they are sorted."""
-    known = list(ids)
-    whole = all(isinstance(id_, int) for id_ in known)
-    return {_text(id_): id_ if whole else _text(id_) for id_ in known}
+    """Map the text of every id to the id: a number if all are written as whole numbers, otherwise a text.
+
+    Equal scores stay in the order of the images' ids, so "9" must come before "10", as 9 does.
+    """
+    texts = [id_text(id_) for id_ in ids]
+    whole = all(text.isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text for text in texts)
+    return {text: int(text) if whole else text for text in texts}
 
 
-def _text(id_: Any) -> str:
+def id_text(id_: Any) -> str:
     """Write an id so that 7, 7.0 and "7" are the same."""
     return str(int(id_)) if isinstance(id_, float) and id_.is_integer() else str(id_)
 
@@ -158,8 +189,10 @@ def _rle(truth: COCO, record: Record, name: str) -> Record:
     """Give a record's mask as run lengths."""
     if not _is_mask(record.get("segmentation")):
         raise ValueError(f"{name} has no mask; expected segmentation as polygons or run lengths, or compare boxes")
-    if missing := _missing(truth.imgs[record["image_id"]], {"height", "width"}):
-        raise ValueError(f"image {record['image_id']!r} of the truth lacks {missing}; masks need the size of the image")
+    image = truth.imgs[record["image_id"]]
+    if unknown := [side for side in ("height", "width") if not isinstance(image.get(side), int)]:
+        what = f"image {record['image_id']!r} of the truth has no {' and no '.join(unknown)} in whole pixels"
+        raise ValueError(f"{what}; masks need the size of the image")
     rle: Record = truth.annToRLE(record)
     return rle
 

@@ -21,7 +21,15 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from glipv2.evaluation.coco_json import IouType, Record, check_results, check_truth, load_results, load_truth
+from glipv2.evaluation.coco_json import (
+    IouType,
+    Record,
+    check_results,
+    check_truth,
+    id_text,
+    load_results,
+    load_truth,
+)
 
 PER_IMAGE = 300
 """Detections of an image that the standard form looks at."""
@@ -30,6 +38,8 @@ PER_CATEGORY = 10_000
 FREQUENCIES = "rcf"
 """Rare, common, frequent: in fewer than 10, fewer than 100, and more training images."""
 SIZES = "sml"
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
+"""An image's lists of categories: what it is known not to show, and what it shows more of than has boxes."""
 
 
 def lvis_metrics(
@@ -58,6 +68,9 @@ def lvis_metrics(
     annotations = [{**a, "iscrowd": 0, "ignore": a.get("ignore", 0)} for a in truth["annotations"]]
     with contextlib.redirect_stdout(io.StringIO()):
         known = load_truth({**truth, "annotations": annotations}, iou_type)
+        ids = {id_text(id_): id_ for id_ in known.cats}
+        for image in known.imgs.values():
+            image |= {key: {ids.get(id_text(id_)) for id_ in image[key]} for key in FEDERATED}
         evaluation = _Federated(known, load_results(known, limited), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -138,7 +151,7 @@ def _mean(values: np.ndarray) -> float:
 
 def _check_federated(truth: Record) -> None:
     for number, image in enumerate(truth["images"]):
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        for key in FEDERATED:
             if not isinstance(image.get(key), list):
                 what = f"images[{number}] of the truth has {key} {image.get(key)!r:.60}"
                 raise ValueError(f"{what}; expected a list of ids: give an LVIS json, or score it as COCO")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glipv2.text.prompts import Prompt, build_prompt
 from glipv2.transfer.fewshot import sample_few_shot
-from pipeline.protocol import odinw
+from pipeline.protocol import odinw, own_wordings
 from pipeline.sources.coco import CocoSource, Row, categories, file_name, load_container, read_coco
 
 ANNOTATION_FILE = "annotations_without_background.json"
@@ -105,8 +105,7 @@ def few_shot_images(dataset: OdinwDataset, shots: int, seed: int, *, strict: boo
         ValueError: A category is too rare.
     """
     train = dataset.annotations("train")
-    prepared = train.parent / f"fewshot_train_shot{shots}_seed{seed}.json"
-    if prepared.is_file():
+    if (prepared := prepared_draw(dataset, shots, seed)) is not None:
         return [file_name(image) for image in load_container(prepared).images]
     container = load_container(train)
     named = {number: f"{name!r} ({number})" for number, name in container.categories.items()}
@@ -119,6 +118,12 @@ def few_shot_images(dataset: OdinwDataset, shots: int, seed: int, *, strict: boo
     except ValueError as error:
         raise ValueError(f"{train}: {error}") from error
     return [file_name(container.images[index]) for index in drawn]
+
+
+def prepared_draw(dataset: OdinwDataset, shots: int, seed: int) -> Path | None:
+    """Find the list of training images that the authors prepared for a few-shot run; None where there is none."""
+    path = dataset.annotations("train").parent / f"fewshot_train_shot{shots}_seed{seed}.json"
+    return path if path.is_file() else None
 
 
 def few_shot_validation(dataset: OdinwDataset, shots: int, seed: int) -> Path | None:
@@ -140,6 +145,5 @@ def make_prompt(dataset: OdinwDataset, *, use_paper_prompts: bool = True) -> Pro
     Models trained on detection data alone are better off without; they do not understand the descriptions.
     """
     known = {name.casefold(): known.wordings for name, known in odinw().items()} if use_paper_prompts else {}
-    said = known.get(dataset.name.casefold(), {})
     names = list(dataset.categories.items())
-    return build_prompt(names, wordings={number: said[name] for number, name in names if name in said})
+    return build_prompt(names, wordings=own_wordings(names, known.get(dataset.name.casefold(), {})))

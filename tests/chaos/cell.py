@@ -61,6 +61,7 @@ class Cell:
         made = self._site.made(self._home, folder)
         verdict = check(self._stage, made, undisturbed, kept=self._kept)
         verdict.broken += [f"torn: {shard}" for shard in follower.torn]
+        assert follower.first_after(when) is not None, f"it was struck when nothing was left to do: {what}"
         # What a dead command's tasks still commit is no recovery; nor is what was there and not yet seen.
         first = follower.first_after(max(when + 3 * LOOK_S, self._started if tries > 1 else 0.0)) or ended
         result = Result(
@@ -103,14 +104,16 @@ class Cell:
         return when, struck.what
 
     def _await(self, command: subprocess.Popen[bytes], struck: Struck, when: float) -> int:
-        """Wait for the command to end, and put right meanwhile what was broken."""
-        mended = False
-        while (rc := command.poll()) is None or not mended:
-            if not mended and (rc is not None or time.monotonic() - when > struck.after_s):
-                struck.mend()
-                mended = True
+        """Wait for the command to end, and put right meanwhile what was broken, whatever comes of it."""
+        try:
+            while (rc := command.poll()) is None and time.monotonic() - when < struck.after_s:
+                time.sleep(0.02)
+        finally:
+            struck.mend()
+        while rc is None:
             assert time.monotonic() - when < COMMAND_S, f"it did not end: {told_by(self._home)}"
             time.sleep(0.02)
+            rc = command.poll()
         return rc
 
     def _repeat(self) -> int:
@@ -121,5 +124,5 @@ class Cell:
             if again < TRIES - 1:
                 self._started = time.monotonic()
                 with self._site.running(self._stage, self._home) as command:
-                    self._rc = command.wait(COMMAND_S)
+                    self._rc = self._await(command, Struck("nothing more"), self._started)
         raise AssertionError(f"it was given {TRIES} times and is not through: {told_by(self._home)}")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.faults import may_mount
+from tests.chaos.invariants import Made
 from tests.chaos.machines import Network, may_make_networks
 from tests.chaos.site import Site
 from tests.chaos.table import as_markdown, as_text
@@ -16,20 +17,28 @@ RESULT = "chaos"
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, eager_model: Path) -> Iterator[Site]:
+def undisturbed() -> dict[str, Made]:
+    """What each stage makes undisturbed: the same wherever it runs."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, eager_model: Path, undisturbed: dict[str, Made]) -> Iterator[Site]:
     """Two nodes and all servers."""
-    site = Site(tmp_path_factory.mktemp("site") / "s", eager_model)
+    site = Site(tmp_path_factory.mktemp("site") / "s", eager_model, undisturbed)
     yield site
     site.close()
 
 
 @pytest.fixture(scope="session")
-def cut_site(tmp_path_factory: pytest.TempPathFactory, eager_model: Path) -> Iterator[Site]:
+def cut_site(
+    tmp_path_factory: pytest.TempPathFactory, eager_model: Path, undisturbed: dict[str, Made]
+) -> Iterator[Site]:
     """One node behind a cable that can be pulled."""
     if reason := may_make_networks():
         pytest.skip(reason)
     network = Network()
-    site = Site(tmp_path_factory.mktemp("cut") / "s", eager_model, network)
+    site = Site(tmp_path_factory.mktemp("cut") / "s", eager_model, undisturbed, network)
     yield site
     site.close()
     network.close()

@@ -19,7 +19,8 @@ from tests.chaos.stages import TASKS, Stage
 
 WAIT_S = 60
 """Longest wait for a victim."""
-DISK_BYTES = 64 << 20
+DISK_BYTES = 256 << 20
+"""Room for what a stage makes before the fault and after it: a training leaves a checkpoint of 31 MiB at each try."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,11 @@ def pull_cable(scene: Scene) -> Struck:
 
 def fill_disk(scene: Scene) -> Struck:
     ballast = scene.disk / ".ballast"
-    with ballast.open("wb", buffering=0) as stream, suppress(OSError):
-        while True:  # up to the last block, whatever the others take meanwhile
-            stream.write(bytes(1 << 12))
+    with ballast.open("wb", buffering=0) as stream:
+        for size in (1 << 20, 1 << 12):  # up to the last block, whatever the others take meanwhile
+            with suppress(OSError):
+                while True:
+                    stream.write(bytes(size))
     return Struck("no byte left on the disk", ballast.unlink, 30.0)
 
 
@@ -144,10 +147,13 @@ def _kill_one(scene: Scene, titles: tuple[str, ...]) -> Struck:
         found = sorted(scene.machines.processes(*titles), key=lambda process: process.pid)
         if found:
             victim = scene.chance.choice(found)
-            name = title(victim)
             with suppress(psutil.NoSuchProcess):
-                victim.kill()
-                return Struck(name)
+                victim.suspend()  # so that what is killed is what it is called: a task may end any moment
+                name = title(victim)
+                if any(part in name for part in titles):
+                    victim.kill()
+                    return Struck(name)
+                victim.resume()
         assert scene.command.poll() is None, f"the command ended before a process of {titles} was seen"
     raise AssertionError(f"no process of {titles} was seen in {WAIT_S} s")
 

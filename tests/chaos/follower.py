@@ -1,6 +1,7 @@
 """A reader that looks at an output while it is made, broken and gone on with."""
 
 import io
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Shelf:
 
 
 class Follower:
-    """Remembers which pieces of work were committed, and every shard that was torn when it was first seen."""
+    """Remembers which pieces of work were committed, and every shard or json that was torn when it was first seen."""
 
     def __init__(self, shelf: Shelf, committed: Callable[[str], bool]) -> None:
         self._shelf, self._committed, self._over = shelf, committed, threading.Event()
@@ -81,15 +82,17 @@ class Follower:
                 if self._committed(name):
                     self.seen.setdefault(name, time.monotonic())
                 # The ledger is nobody's to read but the engine's, which expects it torn.
-                if name.endswith(".parquet") and not hidden(name) and ".ledger/" not in name and name not in self._read:
+                read = name.endswith((".parquet", ".json")) and not hidden(name) and ".ledger/" not in name
+                if read and name not in self._read:
                     self._read_once(name)
 
     def _read_once(self, name: str) -> None:
         try:
-            pq.read_table(io.BytesIO(self._shelf.read(name)))
+            content = self._shelf.read(name)
+            json.loads(content) if name.endswith(".json") else pq.read_table(io.BytesIO(content))
         except FileNotFoundError:
             return  # deleted since: what a dead writer had not committed
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, ValueError, OSError) as error:
             self.torn.append(f"{name}: {error}")
         self._read.add(name)
 

@@ -106,7 +106,15 @@ class Store:
         return [key for key in keys if not key.endswith("/")]  # which stand for folders
 
     def read(self, key: str) -> bytes:
-        body: bytes = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        """Read an object past the front.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        try:
+            body: bytes = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        except self._client.exceptions.NoSuchKey as error:
+            raise FileNotFoundError(key) from error
         return body
 
     def close(self) -> None:

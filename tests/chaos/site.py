@@ -31,13 +31,14 @@ CAPTIONS = ("a red star left of a blue ring", "two small green squares", "a stri
 class Site:
     """Two nodes and all servers on this machine; or, with a network, one node behind its cable."""
 
-    def __init__(self, folder: Path, model: Path, network: Network | None = None) -> None:
+    def __init__(self, folder: Path, model: Path, undisturbed: dict[str, Made], network: Network | None = None) -> None:
+        """Take what all sites share: the model, and what stages made undisturbed, which the first one finds out."""
         self.folder, self.network, self._model = folder, network, model
         self.world: World | None = None
         """Given by cells whose stage needs it: it takes seconds to draw."""
         self._ip = network.near_ip if network else "127.0.0.1"
         self._closing, self._store_port = ExitStack(), free_port("127.0.0.1")
-        self._undisturbed: dict[str, Made] = {}
+        self._undisturbed = undisturbed
         folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property

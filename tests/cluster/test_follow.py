@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from cluster import follow
 from cluster.follow import Follower
@@ -93,6 +94,20 @@ def test_ctrl_c_stops_the_job_when_asked_and_shows_its_last_words(capsys: pytest
     assert run(server, stop_on_interrupt=True) == 130
     assert server.stopped == ["job"]
     assert capsys.readouterr().out == "one\nclosed\n"
+
+
+def test_a_head_that_is_gone_when_the_job_is_to_stop_is_told_in_a_line() -> None:
+    class Gone(Server):
+        def stop_job(self, job: str) -> None:
+            raise ConnectionError("refused")
+
+    with pytest.raises(RunError, match=r"job was not stopped \(refused\); stop it: ray job stop"):
+        run(Gone([[KeyboardInterrupt()]], []), stop_on_interrupt=True)
+
+
+def test_a_head_that_wants_another_token_meanwhile_is_told_in_a_line() -> None:
+    with pytest.raises(RunError, match="refuses the token"):
+        run(Server([[AuthenticationError("authentication failed")]], []))
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_job_to_stop(capsys: pytest.CaptureFixture[str]) -> None:

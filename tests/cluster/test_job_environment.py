@@ -47,7 +47,15 @@ def test_further_variables_travel_when_asked_as_they_are_here_or_as_they_shall_b
 
 
 @pytest.mark.parametrize(
-    "asked", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN=s3cr3t", "MY_API_KEY=s3cr3t", "DB_PASSWORD=s3cr3t"]
+    "asked",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN=s3cr3t",
+        "MY_API_KEY=s3cr3t",
+        "DB_PASSWORD=s3cr3t",
+        "AWS_SECRET_KEY=s3cr3t",
+        "DB_PASS=s3cr3t",
+    ],
 )
 def test_a_secret_is_refused_even_when_asked_and_not_repeated(asked: str) -> None:
     with pytest.raises(ValueError, match="is a secret") as refused:
@@ -56,7 +64,15 @@ def test_a_secret_is_refused_even_when_asked_and_not_repeated(asked: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "uri", ["https://me:s3cr3t@mlflow", "postgresql://me:s3cr3t@db/mlflow", "https://h/x?sig=s3cr3t"]
+    "uri",
+    [
+        "https://me:s3cr3t@mlflow",
+        "postgresql://me:s3cr3t@db/mlflow",
+        "https://h/x?sig=s3cr3t",
+        "https://s3cr3t@mlflow",
+        "https://h/x?access_token=s3cr3t",
+        "postgresql://db/x?user=me&password=s3cr3t",
+    ],
 )
 def test_an_address_with_a_password_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI has a password") as refused:
@@ -74,3 +90,4 @@ def test_a_variable_that_is_not_set_is_refused() -> None:
 
 def test_ordinary_addresses_pass() -> None:
     check_arguments(["photos", "--pairs", "s3://bucket/cc12m.tsv", "--download.fetch.allow-hosts", "127.0.0.1:80"])
+    check_arguments(["x", "--store", "postgresql://me@db/mlflow", "--file", "git@host:x", "--url", "http://h/x?keys=1"])

@@ -22,7 +22,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from cluster import local
+from cluster import local, local_head
 from cluster.local_head import own_processes
 from cluster.package import commit_of
 from cluster.ports import free_port
@@ -135,6 +135,21 @@ def test_taken_ports_are_refused_in_a_line() -> None:
         port = str(taken.getsockname()[1])
         with pytest.raises(ValueError, match=rf"^--dashboard-port {port} is taken .*; give another$"):
             local.check_ports(local.parse(["--dashboard-port", port]))
+
+
+@pytest.mark.parametrize("flags", [("--port", "99999"), ("--max-nodes", "0"), ("--idle-s", "-1")])
+def test_numbers_that_cannot_be_are_refused_in_a_line(flags: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match=rf"{flags[0]}( is)? {flags[1]}; give|{flags[0]} is {flags[1]}"):
+        local.check_ports(local.parse(flags))
+
+
+def test_a_token_of_the_shell_does_not_replace_the_clusters_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    given = local_head.head_environment(local.parse([]), tmp_path)
+    assert "RAY_AUTH_TOKEN" not in given
+    assert given["RAY_AUTH_TOKEN_PATH"] == str(local_head.token_file(tmp_path))
 
 
 @pytest.mark.parametrize(

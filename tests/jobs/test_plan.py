@@ -5,6 +5,7 @@ import pytest
 
 from cluster.node_types import node_type
 from jobs import plan_recipes
+from jobs.cli import parse
 from jobs.plan import arguments
 
 
@@ -41,6 +42,15 @@ def test_the_command_answers_a_stranger_and_misuse_in_a_line() -> None:
     assert answer.returncode == 0, answer.stderr
     for wanted in ("16,000,000 pairs", "x label (g6.2xlarge", "<- bottleneck", "Machine hours", "published: V100"):
         assert wanted in answer.stdout
+    for flags in (
+        ("--trains.most", "0"),
+        ("--downloads.cpus", "0"),
+        ("--within-hours", "-5"),
+        ("--batch-size", "-3"),
+        ("--image-bytes", "0"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{flags[0]} is {flags[1]}"):
+            parse(plan_recipes.PLANS, ["captions", "--pairs", "16M", "--teacher", "glip-l", *flags]).check()
     misused = run("--pairs", "16X", "--teacher", "glip-l")
     assert misused.returncode == 2
     assert misused.stderr.count("\n") == 1

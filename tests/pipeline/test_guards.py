@@ -18,6 +18,8 @@ from pipeline import schema
 from pipeline.guards import GuardConfig, GuardJob, guard, guard_alone, guard_table, hash_picture, judge, load_index
 from pipeline.neighbours import Neighbourhood, losers
 from pipeline.shards import Manifest, count_rejects, describe_files, read_manifest, write_manifest, write_table
+from pipeline.sources.coco import CocoSource, read_coco
+from pipeline.sources.store import store_source
 from pipeline.tracking import Input
 
 NOTHING = GuardConfig()
@@ -235,6 +237,49 @@ def test_a_failed_row_saves_no_one_from_staying(tmp_path: Path) -> None:
     failed = image_row(0, jpeg(picture(1)), status=schema.FAILED_TO_RESIZE, reason="too_small")
     images = finish_images(tmp_path / "images", [failed, failed_row(1), image_row(2, jpeg(picture(1)))])
     assert reasons(images, GuardConfig(duplicates="alike"), tmp_path) == ["", "", ""]
+
+
+def human_labelled(tmp_path: Path, pictures: dict[str, bytes]) -> Path:
+    """Store pictures as the rows of an imported set, which carry no hashes."""
+    entries = [
+        {"id": number, "file_name": name, "width": 96, "height": 72} for number, name in enumerate(pictures, start=1)
+    ]
+    (tmp_path / "train").mkdir()
+    for name, encoded in pictures.items():
+        (tmp_path / "train" / name).write_bytes(encoded)
+    annotations = tmp_path / "train.json"
+    annotations.write_text(json.dumps({"images": entries, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
+    source = CocoSource(annotations=annotations, images=tmp_path / "train", source="set", split="train")
+    store_source(read_coco(source), tmp_path / "set", name="set", inputs={})
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("rows_per_group", [2, 128])
+def test_human_labelled_rows_are_known_by_the_pictures_they_store(
+    rows_per_group: int, evaluation: Callable[..., GuardConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "ROWS_PER_ROW_GROUP", rows_per_group)
+    monkeypatch.setattr("pipeline.rewrite._ROWS_AT_ONCE", 3)
+    given = {
+        "new.jpg": jpeg(picture(1)),
+        "broken.jpg": jpeg(picture(2))[:200],
+        "same.jpg": jpeg(picture(3)),
+        "compressed.jpg": jpeg(picture(4), 60),
+        "again.jpg": jpeg(picture(1)),
+        "alike.jpg": jpeg(picture(1), 60),
+        "other.jpg": jpeg(picture(5)),
+    }
+    cfg = replace(evaluation(val={"a.jpg": given["same.jpg"], "b.jpg": jpeg(picture(4))}), duplicates="alike")
+    found = reasons(human_labelled(tmp_path, given), cfg, tmp_path)
+    assert found == ["", "", "leaks:val", "leaks:val", "duplicate_content", "near_duplicate", ""]
+
+
+def test_only_pictures_without_hashes_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = jpeg(picture(1))
+    images = finish_images(tmp_path / "images", [image_row(0, same)], [failed_row(1), image_row(2, same)])
+    index = load_index(NOTHING, tmp_path / "i")
+    monkeypatch.setattr("pipeline.guards._hash_stored", lambda *_: pytest.fail("opened"))
+    assert judge(images, NOTHING, index).codes.tolist() == [0, 0, 1]
 
 
 def test_every_row_of_a_guarded_directory_is_accounted_for(

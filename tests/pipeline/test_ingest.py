@@ -14,7 +14,7 @@ from glipv2.text.prompts import Budget
 from glipv2.text.tokenizer import WordPiece, make_vocabulary
 from pipeline import schema
 from pipeline.ingest import IngestConfig, TrainingSet, Vocabulary, make_sample
-from pipeline.mixture import Mixture
+from pipeline.mixture import Mixture, seeded
 from pipeline.row_index import SourceConfig
 from pipeline.sources.store import store_source
 
@@ -104,6 +104,44 @@ def test_an_epoch_sees_every_sample_once_and_the_next_one_in_another_order(boxes
     assert sorted(steps[0] + steps[1]) == sorted(steps[2] + steps[3])
     assert len(set(steps[0] + steps[1])) == 10
     assert steps[0] != steps[2]
+
+
+def drawn(batch: Any) -> dict[float, list[tuple[Any, ...]]]:
+    """Give prompts, hidden words and boxes of a batch, by the shade of the image."""
+    found: dict[float, list[tuple[Any, ...]]] = {}
+    words = torch.stack([batch.ids, batch.masked_words], 1).tolist()
+    for shade, said, target in zip(batch.pixels[:, 2, 0, 0].tolist(), words, batch.targets, strict=True):
+        found.setdefault(shade, []).append((said, target.boxes_xyxy.tolist()))
+    return found
+
+
+def test_prompts_hidden_words_and_flips_are_drawn_anew_each_epoch(boxes: SourceConfig) -> None:
+    data = TrainingSet([boxes], IngestConfig(batch_size=10, mask_words=0.5), MODEL, TOKENIZER)
+    first, second = drawn(data[0]), drawn(data[1])
+    assert first.keys() == second.keys()
+    assert sum(first[shade] != second[shade] for shade in first) > 7
+
+
+def test_a_sample_without_copies_draws_by_epoch_and_name_alone(tmp_path: Path) -> None:
+    """Runs that were begun before copies drew for themselves go on as they were."""
+    cfg = IngestConfig(batch_size=1, mask_words=0.5)
+    data = TrainingSet([store(tmp_path / "one", [detection(0)])], cfg, MODEL, TOKENIZER)
+    ((source, row),) = data.mixture
+    for epoch in range(5):
+        rng = seeded(cfg.seed, epoch, "boxes/train/0")
+        sample = make_sample(row, data.vocabularies[source], cfg, MODEL, rng)
+        assert drawn(data[epoch]) == drawn(collate([sample], TOKENIZER, MODEL.pad_multiple_px, cfg.mask_words))
+
+
+def test_each_copy_of_a_sample_draws_for_itself_and_the_first_as_without_copies(boxes: SourceConfig) -> None:
+    cfg = IngestConfig(batch_size=30, mask_words=0.5)
+    tripled = [replace(boxes, copies=3)]
+    found = drawn(TrainingSet(tripled, cfg, MODEL, TOKENIZER)[0])
+    assert {len(copies) for copies in found.values()} == {3}
+    assert sum(copies[i] != copies[i - 1] for copies in found.values() for i in range(3)) > 25
+    assert drawn(TrainingSet(tripled, cfg, MODEL, TOKENIZER)[0]) == found
+    alone = drawn(TrainingSet([boxes], replace(cfg, batch_size=10), MODEL, TOKENIZER)[0])
+    assert all(alone[shade][0] in copies for shade, copies in found.items())
 
 
 def test_copies_repeat_a_source_and_zero_leaves_it_out(boxes: SourceConfig, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def mix(sources: list[SourceConfig], **order: int) -> Mixture:
 
 
 def ids(mixed: Mixture, steps: range, size: int) -> list[list[str]]:
-    return [[mixed.read(s, n)["sample_id"] for _, s, n in mixed.batch(step, size)] for step in steps]
+    return [[mixed.read(s, n)["sample_id"] for _, s, n, _ in mixed.batch(step, size)] for step in steps]
 
 
 def flat(batches: list[list[str]]) -> list[str]:
@@ -72,7 +72,7 @@ def test_an_epoch_holds_every_row_once_and_the_next_in_another_order(
 ) -> None:
     mixed = mix([source], **order)
     samples = [sample for step in range(10) for sample in mixed.batch(step, 8)]
-    epochs = [[mixed.read(s, n)["sample_id"] for epoch, s, n in samples if epoch == wanted] for wanted in (0, 1)]
+    epochs = [[mixed.read(s, n)["sample_id"] for epoch, s, n, _ in samples if epoch == wanted] for wanted in (0, 1)]
     assert [sorted(epoch) for epoch in epochs] == [sorted(row["sample_id"] for row in rows("a"))] * 2
     assert epochs[0] != epochs[1]
 
@@ -80,6 +80,15 @@ def test_an_epoch_holds_every_row_once_and_the_next_in_another_order(
 def test_copies_come_as_often_as_said(source: SourceConfig) -> None:
     found = Counter(flat(ids(mix([replace(source, copies=3)], window_rows=6), range(15), 8)))
     assert set(found.values()) == {3}
+
+
+def test_every_copy_comes_once_per_epoch_wherever_its_row_lies(source: SourceConfig, tmp_path: Path) -> None:
+    mixed = mix([replace(source, copies=3)])
+    samples = Counter(sample for step in range(15) for sample in mixed.batch(step, 8))
+    assert samples == Counter((0, 0, number, copy) for number in range(ROWS) for copy in range(3))
+    store_source(reversed(rows("a")), tmp_path / "b", name="a", inputs={})
+    other = mix([SourceConfig(path=tmp_path / "b", copies=3)])
+    assert [copy for *_, copy in other.batch(0, 120)] == [copy for *_, copy in mixed.batch(0, 120)]
 
 
 def test_a_share_takes_some_samples_and_a_smaller_one_some_of_those(source: SourceConfig) -> None:
@@ -90,7 +99,7 @@ def test_a_share_takes_some_samples_and_a_smaller_one_some_of_those(source: Sour
 
 def test_the_last_batch_of_an_epoch_is_filled_from_the_next(source: SourceConfig) -> None:
     batches = [mix([source], window_rows=6).batch(step, 16) for step in range(5)]
-    epochs = [epoch for batch in batches for epoch, _, _ in batch]
+    epochs = [epoch for batch in batches for epoch, *_ in batch]
     assert epochs == [0] * 40 + [1] * 40
 
 
@@ -126,7 +135,7 @@ def test_a_mixture_of_one_window_does_not_depend_on_its_shards(source: SourceCon
 def test_batches_formed_together_hold_alike_samples(source: SourceConfig) -> None:
     def kinds(order: dict[str, int]) -> float:
         mixed = mix([source], **order)
-        batches = [[mixed.read(s, n) for _, s, n in mixed.batch(step, 4)] for step in range(10)]
+        batches = [[mixed.read(s, n) for _, s, n, _ in mixed.batch(step, 4)] for step in range(10)]
         return sum(len({_shape(mixed, r) for r in batch}) for batch in batches) / len(batches)
 
     def _shape(mixed: Mixture, row: dict[str, Any]) -> tuple[int, bool]:

@@ -251,3 +251,9 @@ def test_wordings_are_for_manual_prompts_only() -> None:
     worded = dataset(categories=("cup",), wordings={"cup": Wording(prefix="a ", name="mug", suffix=" here")})
     assert [p.text for p in make_prompts(worded, ["cup"], words, "manual")] == ["a mug here"]
     assert [p.text for p in make_prompts(worded, ["cup"], words)] == ["cup"]
+
+
+def test_a_wording_is_found_whatever_the_capitals_of_a_json() -> None:
+    words = WordPiece(make_vocabulary(["cup", "mug"]), 256)
+    worded = dataset(categories=("Cup",), wordings={"Cup": Wording(name="mug")})
+    assert [p.text for p in make_prompts(worded, ["cUP"], words, "manual")] == ["mug"]

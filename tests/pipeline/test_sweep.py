@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +15,22 @@ import mlflow
 import pytest
 from ray import cloudpickle
 from ray.tune import Result
+from safetensors.torch import load_file, save_file
 
+from glipv2.transfer.protocol import protocol_for
 from jobs.cli import parse
 from jobs.transfer_recipes import SWEEPS
+from pipeline.evaluate import Benchmark
 from pipeline.halving import HalvingWithinGroups
 from pipeline.miniature.world import World
 from pipeline.protocol import read_protocol
 from pipeline.report.inputs import ZERO_SHOT
 from pipeline.result_store import ResultStore
-from pipeline.sources.odinw import OdinwDataset
+from pipeline.sources.odinw import ANNOTATION_FILE, OdinwDataset
 from pipeline.storage import Place
 from pipeline.sweep import STOPPED, SearchConfig, SweepConfig, SweepInputs, choose, list_trials, name_failures, sweep
 from pipeline.sweep_follow import Follow
-from pipeline.sweep_summary import benchmark_means, best_rates, forgetting, tables
+from pipeline.sweep_summary import benchmark_means, best_rates, forgetting, summarize, tables
 from pipeline.tracking import Run, open_run
 from pipeline.trial import ALL, PROBE, TrialConfig, TrialInputs, TrialSpec, run_trial, trial_key
 
@@ -127,6 +131,7 @@ def results_of(protocol_name: str, mode: str, draws: dict[int, float]) -> list[d
 
 EMPTY: dict[str, Any] = {
     "means": [],
+    "lost": [],
     "forgetting": [],
     "rates": [],
     "cost": {"trial_seconds": 0.0, "gpu_seconds": 0.0},
@@ -163,6 +168,24 @@ def test_a_mean_with_other_prompts_than_the_benchmarks_is_refused() -> None:
         benchmark_means(results_of("odinw13", ZERO_SHOT, {0: 40.0}), read_protocol("odinw13"), "raw")
 
 
+def test_rates_that_all_diverged_leave_out_their_mean_and_no_other() -> None:
+    protocol = read_protocol("odinw13")
+    common = {"seconds": 1.0, "tuning": None, "ap50": 0.0, "val_ap": 0.0}
+    results = [
+        {**common, **result, "group": f"{result['dataset']}-{result['mode']}-{result['seed']}"}
+        for mode in (ZERO_SHOT, "full")
+        for result in results_of("odinw13", mode, {3: 40.0})
+    ]
+    results[-1] = {**results[-1], STOPPED: 0.0, "reason": "diverged at step 7"}
+    found = summarize(results, plan(), protocol)
+    assert [(row["mode"], row["mean"]) for row in found["means"]] == [(ZERO_SHOT, 40.0)]
+    assert [(row["dataset"], row["mode"], row["reason"]) for row in found["lost"]] == [
+        (protocol.datasets[-1].name, "full", "diverged at step 7")
+    ]
+    assert found["cost"]["trial_seconds"] == 26.0
+    assert any("diverged at step 7" in row for table in tables(found) for row in table.rows)
+
+
 def test_forgetting_is_the_probe_before_and_after() -> None:
     tuned = {"dataset": "Fish", "mode": "full", "shots": 1, "seed": 3, "ap": 9.0, "averages": [], "probe_ap": 20.0}
     found = forgetting([{"dataset": PROBE, "ap": 30.0, "tuning": None}, {**tuned, "tuning": {}}])
@@ -187,6 +210,33 @@ def test_what_decides_a_trial_decides_its_key(inputs: SweepInputs) -> None:
         replace(spec, tuning=replace(spec.tuning, lr=0.1)),
     ):
         assert trial_key(other, TrialConfig(), inputs.trial) != key
+
+
+def test_what_is_tuned_to_decides_the_key_too(world: World, eager_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(world.odinw / "LoneHearts", tmp_path / "odinw" / "LoneHearts")
+    shutil.copytree(eager_model, tmp_path / "model")
+    probe = tmp_path / "probe.json"
+    probe.write_text("{}")
+    inputs = TrialInputs(
+        model=tmp_path / "model", root=tmp_path / "odinw", probe=Benchmark(name="p", annotations=probe, images=tmp_path)
+    )
+    spec = TrialSpec(dataset="LoneHearts", mode="full", shots=1, seed=3, tuning=protocol_for("full", 1))
+    folder = tmp_path / "odinw" / "LoneHearts"
+    keys = [trial_key(spec, TrialConfig(), inputs)]
+    for path, change in (
+        (folder / "valid" / ANNOTATION_FILE, " "),
+        (folder / "train" / "fewshot_train_shot1_seed3.json", "{}"),
+        (folder / "valid" / "fewshot_val_shot1_seed3.json", "{}"),
+        (probe, " "),
+    ):
+        with path.open("a") as file:
+            file.write(change)
+        keys.append(trial_key(spec, TrialConfig(), inputs))
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "model" / "model.safetensors")
+    keys.append(trial_key(spec, TrialConfig(), inputs))
+    assert len(set(keys)) == 6
+    assert trial_key(replace(spec, shots=ALL), TrialConfig(), inputs) not in keys
 
 
 def test_a_trial_that_died_before_it_told_anything_counts_as_failed(inputs: SweepInputs) -> None:

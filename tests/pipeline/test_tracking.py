@@ -4,8 +4,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from mlflow.exceptions import MlflowException
 
+from pipeline.failure import RunError
 from pipeline.mlflow_client import AwayError, shown
 from pipeline.tracking import COMMIT, EXPERIMENT, Input, Run, flatten, git_commit, open_run, tracking_uri
 
@@ -134,9 +134,24 @@ def test_runs_of_jobs_are_told_apart_by_their_output_and_their_kind(home: Path) 
     assert [info(each).data.tags["glipv2.job"] for each in (run, child)] == ["sweep", "trial"]
 
 
-def test_what_mlflow_refuses_is_no_outage(home: Path) -> None:
-    with open_run(home, "demo", "refused", {}) as run, pytest.raises(MlflowException, match="not%allowed"):
+def test_what_mlflow_refuses_is_no_outage_and_a_line(home: Path) -> None:
+    with open_run(home, "demo", "refused", {}) as run, pytest.raises(RunError, match="not%allowed") as told:
         run.metrics({"not%allowed": 1.0})
+    assert not isinstance(told.value, AwayError)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("uri", ["htp://host", "file:///nowhere/mlruns"])
+def test_an_address_that_is_no_store_is_told_in_a_line(home: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(RunError, match="see MLFLOW_TRACKING_URI"), open_run(home, "demo", "nowhere", {}):
+        raise AssertionError("it was opened")
+
+
+def test_a_quote_in_a_path_is_no_end_of_it(home: Path) -> None:
+    with open_run(home / "bob's", "demo", "quoted", {}) as run:
+        pass
+    assert info(run).info.status == "FINISHED"
 
 
 def test_a_password_in_an_address_is_never_shown() -> None:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from PIL import Image
 
 from glipv2.checkpoint import load
 from glipv2.transfer.protocol import Mode, protocol_for
+from pipeline.evaluate import Benchmark
+from pipeline.protocol import read_protocol
 from pipeline.sources.odinw import ANNOTATION_FILE, OdinwDataset, make_prompt
 from pipeline.storage import Place
 from pipeline.trial import ALL, Samples, TrialConfig, TrialInputs, TrialSpec, run_trial
-from pipeline.trial_checks import check_trials
+from pipeline.trial_checks import check_protocol, check_trials
 
 Edit = Callable[[dict[str, Any]], object]
 SPLITS = ("train", "valid", "test")
@@ -102,6 +106,83 @@ def test_what_cannot_be_tuned_to_is_told_in_a_line_before_anything_runs(
     with pytest.raises(ValueError, match=said) as caught:
         check_trials(trials("full"), TrialConfig(), inputs)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda made: made["images"][1].update(file_name="lost.jpg"), "1 of the 2 images of .*lost.jpg"),
+        (lambda made: made.update(annotations=[]), "no boxes"),
+        (lambda made: made["categories"][0].update(id="one"), "category of id 'one'"),
+    ],
+)
+def test_a_probe_that_cannot_be_measured_is_told_before_anything_runs(
+    write: Callable[..., Path], eager_model: Path, tmp_path: Path, edit: Edit, said: str
+) -> None:
+    made = content("probe")
+    for image in made["images"]:
+        Image.new("RGB", (96, 64), "navy").save(tmp_path / image["file_name"])
+    edit(made)
+    (tmp_path / "probe.json").write_text(json.dumps(made))
+    probe = Benchmark(name="probe", annotations=tmp_path / "probe.json", images=tmp_path)
+    inputs = TrialInputs(model=eager_model, root=write(), probe=probe)
+    with pytest.raises(ValueError, match=said):
+        check_trials(trials("full"), TrialConfig(), inputs)
+
+
+def test_a_file_that_is_no_image_is_told_before_anything_runs(write: Callable[..., Path], eager_model: Path) -> None:
+    root = write()
+    (root / "Odd" / "test" / "test1.png").write_text("<html>")
+    with pytest.raises(ValueError, match=r"test1\.png cannot be opened"):
+        check_trials(trials("full"), TrialConfig(), TrialInputs(model=eager_model, root=root))
+
+
+def test_a_prepared_draw_of_other_images_is_refused(write: Callable[..., Path], eager_model: Path) -> None:
+    root, made = write(), content("train")
+    made["images"][0]["file_name"] = "elsewhere.png"
+    (root / "Odd" / "train" / "fewshot_train_shot1_seed3.json").write_text(json.dumps(made))
+    specs = [replace(spec, shots=1) for spec in trials("full")]
+    with pytest.raises(ValueError, match=r"1 images prepared .* the first is elsewhere\.png"):
+        check_trials(specs, TrialConfig(), TrialInputs(model=eager_model, root=root))
+
+
+def test_a_set_without_a_test_split_is_told_of(
+    write: Callable[..., Path], eager_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write()
+    shutil.rmtree(root / "Odd" / "test")
+    check_trials(trials("full"), TrialConfig(), TrialInputs(model=eager_model, root=root))
+    assert "Odd has no test split" in caplog.text
+
+
+RABBITS = "Cottontail-Rabbit"
+"""Category of the data set Rabbits."""
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "lost", "said"),
+    [
+        (RABBITS, "manual", None, None),
+        (RABBITS.upper(), "manual", None, None),
+        (RABBITS, "raw", None, "odinw13 has manual prompts, but the sweep asks with raw ones"),
+        (RABBITS, "manual", "test", "measures .*test.* of Rabbits, but the sweep would measure .*valid"),
+        ("hare", "manual", None, "Rabbits has the categories 'hare', but in odinw13"),
+    ],
+)
+def test_a_mean_of_a_benchmark_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, prompts: str, lost: str | None, said: str | None
+) -> None:
+    protocol = read_protocol("odinw13")
+    dataset = OdinwDataset(name="Rabbits", root=tmp_path)
+    for split in SPLITS:
+        if split != lost:
+            folder = tmp_path / protocol.dataset("Rabbits").folder / split
+            folder.mkdir(parents=True)
+            (folder / ANNOTATION_FILE).write_text(
+                json.dumps({**content(split), "categories": [{"id": 1, "name": name}]})
+            )
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_protocol(protocol, [dataset], prompts)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,21 @@ def test_what_is_known_to_be_absent_is_wrong() -> None:
     assert lvis_metrics(truth, results)["AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("own", "listed"), [("1", 1), (1, "1"), (1, 1.0), ("a", "a")])
+def test_lists_of_categories_may_write_ids_otherwise(own: Any, listed: Any) -> None:
+    truth, results = box_truth({1: HERE}), [found(1, THERE, 0.9), found(1, HERE, 0.8)]
+    truth["images"].append({"id": 2, "neg_category_ids": [listed], "not_exhaustive_category_ids": []})
+    results[0]["image_id"] = 2
+    for key, record in (
+        ("id", truth["categories"][0]),
+        *(("category_id", r) for r in [*truth["annotations"], *results]),
+    ):
+        record[key] = own
+    assert lvis_metrics(truth, results)["AP"] == pytest.approx(0.5)
+    truth["images"][1]["not_exhaustive_category_ids"] = [listed]
+    assert lvis_metrics(truth, results)["AP"] == pytest.approx(1)
+
+
 def test_more_of_a_category_that_is_not_annotated_exhaustively_counts_as_nothing() -> None:
     results = [found(1, THERE, 0.9), found(1, HERE, 0.8)]
     assert lvis_metrics(box_truth({1: HERE}), results)["AP"] == pytest.approx(0.5)

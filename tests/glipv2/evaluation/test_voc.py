@@ -52,6 +52,12 @@ def test_sides_are_part_of_a_box_and_half_an_overlap_is_enough() -> None:
     assert voc_metrics(truth, [found("x", 1, (1, 1, 10, 4.99))])["mAP"] == 0
 
 
+def test_a_box_without_area_hits_nothing() -> None:
+    nothing = (10.0, 10.0, 9.0, 9.0)
+    truth = {"a": [VocObject(name="cat", box=nothing)]}
+    assert voc_metrics(truth, [found("a", 0.9, nothing)])["mAP"] == 0
+
+
 def test_difficult_objects_count_as_nothing() -> None:
     truth = {"x": [VocObject(name="cat", box=A, difficult=True), VocObject(name="cat", box=B)]}
     detections = [found("x", 0.9, A), found("x", 0.8, A), found("x", 0.7, B)]
