@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -103,7 +103,7 @@ def check_start(directory: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> None
     Stochastic rates and image sizes may differ, and either may lack heads that only training uses.
 
     Raises:
-        ValueError: the folder is no model, or one of another size or vocabulary; names all that differs.
+        ValueError: the folder is no model, a damaged one, or one of another size or vocabulary; names all that differs.
     """
     found = _read_config(directory)
     may_differ = set(MAY_DIFFER)
@@ -123,6 +123,24 @@ def check_start(directory: Path, cfg: ModelConfig, tokenizer: Tokenizer) -> None
         raise ValueError(
             f"{directory} has another vocabulary of the same size; take the one in that folder, or start from another "
             "model"
+        )
+    _check_weights(directory, found)
+
+
+def _check_weights(directory: Path, cfg: ModelConfig) -> None:
+    """Compare names and shapes of weights with their configuration; of their file the header alone is read."""
+    path = directory / WEIGHTS
+    try:
+        with safe_open(path, "pt") as stored:
+            names = stored.keys()
+            found = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}; copy it again, or start from another model") from error
+    wanted = {name: tuple(value.shape) for name, value in _uninitialised(cfg).state_dict().items()}
+    if wrong := sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)):
+        raise ValueError(
+            f"{path} does not fit its {CONFIG}: {len(wrong)} tensors are missing, left over or of another shape, the "
+            f"first {wrong[0]}; save the model again"
         )
 
 

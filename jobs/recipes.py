@@ -257,7 +257,6 @@ def paper_training() -> PretrainConfig:
         checkpoint_every=2500,
         log_every=20,
         max_failures=20,
-        check_hashes=False,
     )
 
 

@@ -17,10 +17,10 @@ def few_shot() -> SweepJob:
 def nano_full() -> SweepJob:
     """Tune all of a nano model to a small real data set, at 320 px on a CPU.
 
-    ``python -m jobs.sweep nano-full --checkpoint /abs/model --data /abs/odinw --datasets bccd --out /abs/dir``: five to
-    six CPU minutes for 72 images, and as many data sets at a time as ``--sweep.max-concurrent`` says (2). From a model
-    that had seen the drawn world alone, 700 steps: BCCD, 3 classes, AP 45.4 and AP50 82.4 on test (2.6 untuned).
-    Aquarium, 60 images of 7 classes with small objects: AP 3.2 and AP50 8.4 (0.4 untuned).
+    ``python -m jobs.sweep nano-full --checkpoint /abs/model --data /abs/odinw --datasets bccd --out /abs/dir``: nine
+    minutes of a core for 72 images, and as many data sets at a time as ``--sweep.max-concurrent`` says (2). From a
+    model that had seen the drawn world alone, 700 steps: BCCD, 3 classes, AP 44.6 and AP50 81.9 on test (2.6 untuned).
+    Aquarium, 60 images of 7 classes with small objects: AP 3.3 and AP50 9.7 (0.4 untuned).
     """
     sweep = SweepConfig(
         modes=("full",),

@@ -29,6 +29,7 @@ EFFECTS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "some captions instead of none (Table 5)": ("some captions", "no captions", (0.15, 8.21, 8.6, 1.20)),
     "many captions instead of some (Table 5)": (BASE, "some captions", (0.29, -2.03, 1.3, 0.23)),
     "L_mlm (Table 4, row 4 - 3)": ("many captions, L_mlm", BASE, (0.4, 1.1, 2.5, 0.8)),
+    "L_inter (Table 4, row 5 - 3)": ("many captions, L_inter", BASE, (0.5, 1.9, 2.6, 0.1)),
     "L_inter and L_mlm (Table 4, row 6 - 3)": ("many captions, L_inter, L_mlm", BASE, (0.7, 2.0, 3.0, 0.6)),
     "unboxed phrases masked, not taught as absent": (BASE, "many captions, unboxed phrases taught as absent", ()),
     "captions, over the teacher": (BASE, "teacher", ()),

@@ -1,4 +1,4 @@
-"""Follow work that runs in other processes: workers post how far they are, the driver shows it."""
+"""Follow work that runs in other processes: workers post how far they are, and what failed; the driver shows it."""
 
 import threading
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ class Board:
     def __init__(self) -> None:
         """Start with nothing done."""
         self.latest = (0, "")
+        self.failed: list[str] = []
 
     def post(self, done: int, note: str) -> None:
         """Say how far the work is."""
@@ -27,6 +28,14 @@ class Board:
     def read(self) -> tuple[int, str]:
         """Tell the last post."""
         return self.latest
+
+    def fail(self, what: str) -> None:
+        """Say that something failed that the work goes on without."""
+        self.failed.append(what)
+
+    def failures(self) -> list[str]:
+        """Tell all that failed."""
+        return self.failed
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def label_captions(cfg: CaptionsConfig) -> Outcome:
 def _require_machines(cfg: CaptionsConfig) -> None:
     """Find out whether there are machines for it before the list is read, which may take long."""
     if read_manifest(Place.of(cfg.out) / "labels") is None:
-        placement.require(cfg.label.node_resource)
+        placement.require(cfg.label.node_resource, cfg.label.num_gpus)
         placement.require("" if cfg.is_download else cfg.download.node_resource)
 
 

@@ -135,7 +135,7 @@ def carry_out(work: Work, out: Place, *, run_id: str = "", on_progress: Report |
     if (finished := read_manifest(out)) is not None:
         return finished
     for step in work.source.steps:
-        placement.require(step.node_resource)
+        placement.require(step.node_resource, step.num_gpus)
     with ledger.writer():
         ledger.forget_bugs()
         account = _write_all(work, out, ledger, on_progress or Progress(work.stage))

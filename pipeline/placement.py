@@ -41,12 +41,20 @@ def unplaced(config: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def require(resource: str) -> None:
+def require(resource: str, num_gpus: float = 0.0) -> None:
     """Make sure that there is, or can be, a machine with a resource: Ray waits for ever for one that never comes.
+
+    Args:
+        resource: custom resource; '' for none.
+        num_gpus: GPUs that a process asks for; only whether there are any is looked at.
 
     Raises:
         ValueError: there is none, and no autoscaler that could add one.
     """
+    if num_gpus and "GPU" not in ray.cluster_resources() and not _status().autoscaling_state.autoscaler_state_version:
+        raise ValueError(
+            f"{_lacks('GPU')}, but {num_gpus:g} GPUs are asked for; ask for 0, or start a cluster with some"
+        )
     if not resource or resource in ray.cluster_resources():
         return
     if not _status().autoscaling_state.autoscaler_state_version:
@@ -57,18 +65,6 @@ def require(resource: str) -> None:
             raise ValueError(f"{_lacks(resource)}, and its autoscaler knows of none to add; {_NEXT}")
     finally:
         ray.cancel(asking, force=True)
-
-
-def require_gpus(num_gpus: float) -> None:
-    """Make sure that there are, or may come, GPUs where they are asked for.
-
-    Raises:
-        ValueError: there is none, and no autoscaler that could add one.
-    """
-    if num_gpus and "GPU" not in ray.cluster_resources() and not _status().autoscaling_state.autoscaler_state_version:
-        raise ValueError(
-            f"{num_gpus:g} GPUs are asked for, but {_lacks('GPU')}; ask for 0, or start a cluster with some"
-        )
 
 
 _NEXT = (

@@ -7,12 +7,14 @@ beyond the steps after that checkpoint.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
 import torch
 from ray.train import (
     Checkpoint,
@@ -20,6 +22,7 @@ from ray.train import (
     FailureConfig,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
     ValidationConfig,
     ValidationTaskConfig,
 )
@@ -88,7 +91,7 @@ class PretrainConfig:
     max_skipped_steps: int = 20
     """Steps that may be skipped because loss or gradient is no finite number, before the run fails."""
     keep_checkpoints: int = 2
-    """Last checkpoints kept, beside the best one where there is a validation."""
+    """Last checkpoints kept. Where there is a validation: the best ones, and the last beside them if it is none."""
     checkpoints: str = ""
     """Where checkpoints go, absolute or ``s3://``; by default into the output folder. All nodes must reach it."""
     check_hashes: bool = True
@@ -207,6 +210,8 @@ class TrainingRecord:
     """Data-parallel processes."""
     seconds: float
     """Wall time of the training steps, over all resumptions."""
+    data_wait: float = 0.0
+    """Part of that time in which rank 0 waited for data, 0 to 1."""
     final: dict[str, float] = field(default_factory=dict)
     """Losses of the last step."""
     run_id: str = ""
@@ -235,6 +240,7 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
 
     Raises:
         ValueError: the folder belongs to another training, a source is unfinished, or ``init`` does not fit.
+        RunError: training failed more often than it may, or does not converge.
     """
     deciding = {name: value for name, value in asdict(cfg).items() if name not in MACHINERY}
     plan = config_hash([deciding, inputs.name, inputs.hashes])
@@ -244,12 +250,9 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
     if record is not None:
         return record
     with follow(Progress(inputs.name, unit="steps"), cfg.num_steps) as board:
-        result = _trainer(cfg, inputs, out, {"run": run, "board": board}).fit()
-    if result.checkpoint is None:
-        raise RunError(f"{inputs.name}: training ended without a checkpoint; see Ray's logs/train")
-    chosen = result.checkpoint
-    if inputs.validation is not None and result.best_checkpoints:
-        chosen, _ = max(result.best_checkpoints, key=lambda found: float(found[1].get(AP, -1.0)))
+        result = _fit(_trainer(cfg, inputs, out, {"run": run, "board": board}), inputs.name)
+        failed: list[str] = ray.get(board.failures.remote())
+    chosen = result.checkpoint if inputs.validation is None else _best(result, inputs.name, failed)
     with chosen.as_directory() as folder:
         shutil.copytree(folder, out / "model", dirs_exist_ok=True, ignore=shutil.ignore_patterns(STATE))
     done: dict[str, Any] = result.metrics or {}
@@ -261,6 +264,7 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
         train_images=int(done["train_images"]),
         num_workers=cfg.num_workers,
         seconds=float(done["seconds"]),
+        data_wait=float(done.get("waited", 0.0)) / float(done["seconds"]),
         final={key: float(done[key]) for key in ("loss", *LOSSES) if key in done},
         run_id=run.run_id,
         config_hash=plan,
@@ -269,9 +273,55 @@ def pretrain(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, run: Run) -
     return record
 
 
+def _fit(trainer: TorchTrainer, name: str) -> Any:
+    """Train to the end; what comes of it has a checkpoint."""
+    try:
+        # Ray exports the type of its older result, which knew no value of the loop.
+        result: Any = trainer.fit()
+    except TrainingFailedError as error:
+        raise RunError(
+            f"{name}: training failed: {_cause(error)}; the last checkpoint is kept, and the same command goes on from "
+            "it"
+        ) from error
+    if result.return_value:
+        raise RunError(
+            f"{name}: {result.return_value}; the last checkpoint is kept, and the same command, with a larger "
+            "max_skipped_steps, goes on from it"
+        )
+    if result.checkpoint is None:
+        raise RunError(f"{name}: training ended without a checkpoint; see Ray's logs/train")
+    return result
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """Tell in a line what a training failed of."""
+    causes: list[Exception] = list(getattr(error, "worker_failures", {}).values())
+    causes = causes or [getattr(error, "controller_failure", error)]
+    # A worker that has lost another one fails too, and torch calls that a RuntimeError.
+    return _last_line(min(causes, key=lambda cause: isinstance(cause, RuntimeError)))
+
+
+def _last_line(error: Exception) -> str:
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]])
+
+
+def _best(result: Any, name: str, failed: list[str]) -> Checkpoint:
+    """Choose the checkpoint of the best AP; where none has any, the last one."""
+    measured: dict[Checkpoint, float] = {
+        place: found[AP] for place, found in result.best_checkpoints if math.isfinite(found.get(AP, math.nan))
+    }
+    said = f"{len(failed)} validations failed, the first at {failed[0]}" if failed else "none was validated"
+    if not measured:
+        logger.warning("%s: no checkpoint has a %s (%s); the last one becomes the model", name, AP, said)
+        measured[result.checkpoint] = 0.0
+    elif failed:
+        logger.warning("%s: %s; the best of the others becomes the model", name, said)
+    return max(measured, key=measured.__getitem__)
+
+
 def _check_inputs(cfg: PretrainConfig, inputs: TrainingInputs) -> None:
     """Find out what is wrong before any worker starts."""
-    placement.require(cfg.node_resource)
+    placement.require(cfg.node_resource, float(cfg.use_gpu))
     check_sources(inputs.sources, check_hashes=cfg.check_hashes)
     tokenizer = load_tokenizer(inputs.vocabulary, cfg.model.max_tokens)
     if tokenizer.vocab_size > cfg.model.vocab_size:
@@ -290,12 +340,12 @@ def _trainer(cfg: PretrainConfig, inputs: TrainingInputs, out: Path, handles: di
     if inputs.validation is not None:
         validation = ValidationConfig(
             fn=_validate,
-            task_config=ValidationTaskConfig(fn_kwargs={"measure": inputs.validation.measure, "run": handles["run"]}),
+            task_config=ValidationTaskConfig(fn_kwargs={"measure": inputs.validation.measure, **handles}),
             ray_remote_kwargs={"num_gpus": 1 if cfg.use_gpu else 0, "num_cpus": 1},
         )
-    # Ray exports the types of its older trainer, which knew neither validation nor a range of workers.
+    # Ray exports the types of its older trainer, which knew no validation, no range of workers, no value of the loop.
     return TorchTrainer(  # type: ignore[call-arg]
-        train_loop,
+        train_loop,  # type: ignore[arg-type]
         train_loop_config={"cfg": cfg, "inputs": inputs, "validates": validation is not None, **handles},
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]
@@ -322,7 +372,11 @@ def _validate(checkpoint: Checkpoint, **given: Any) -> dict[str, Any]:
     """Measure a checkpoint, in a task of its own: what is slow here keeps no training worker waiting."""
     with checkpoint.as_directory() as folder:
         step = int(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)["step"])
-        found: dict[str, float] = given["measure"](Path(folder))
+        try:
+            found: dict[str, float] = given["measure"](Path(folder))
+        except Exception as error:
+            ray.get(given["board"].fail.remote(f"step {step}: {_last_line(error)}"))
+            raise
     given["run"].metrics(found, step)
     if left := given["run"].settle():  # this process ends now
         logger.warning("%d records of the validation at step %d are not in MLflow, which does not answer", left, step)

@@ -99,15 +99,18 @@ def require_manifest(source: Path | Place) -> Manifest:
 
 
 def check_sources(sources: Sequence[SourceConfig], *, check_hashes: bool = True) -> None:
-    """See to it that every shard is there, whole, and of this schema.
+    """See to it that every shard is there, whole, and of this schema, and that there is something to train on.
 
     Args:
         sources: the mixture.
         check_hashes: read every byte and compare its hash; else sizes are compared alone.
 
     Raises:
-        ValueError: one is not; names the file and the remedy.
+        ValueError: one is not, or there is nothing; names the file and the remedy.
     """
+    if not any(require_manifest(source.path).rows_out * source.copies for source in sources):
+        counts = ", ".join(f"{s.path} ({require_manifest(s.path).rows_out} x {s.copies})" for s in sources)
+        raise ValueError(f"no sample to train on in {counts}; give sources that have usable rows, and copies above 0")
     for source in sources:
         for file in require_manifest(source.path).files:
             place = Place.of(source.path) / str(file["path"])
@@ -117,7 +120,16 @@ def check_sources(sources: Sequence[SourceConfig], *, check_hashes: bool = True)
             with place.open_input() as stream:
                 if stream.size() != file["bytes"]:
                     raise ValueError(f"{place} has {stream.size()} bytes, not {file['bytes']} as written; {remedy}")
-                found = (pq.read_schema(stream).metadata or {}).get(b"glipv2_schema_version", b"none").decode()
+                try:
+                    columns = pq.read_schema(stream)
+                except (pa.ArrowException, OSError) as error:
+                    raise ValueError(f"{place} cannot be read as parquet: {_first_line(error)}; {remedy}") from error
+            if missing := [name for name in _INDEXED if name not in columns.names]:
+                raise ValueError(
+                    f"{source.path} holds no grounding shards: {file['path']} lacks the columns {', '.join(missing)}; "
+                    "give labels, or imported human-labelled data"
+                )
+            found = (columns.metadata or {}).get(b"glipv2_schema_version", b"none").decode()
             if found != str(schema.SCHEMA_VERSION):
                 raise ValueError(
                     f"{place} has schema version {found}, but this program reads {schema.SCHEMA_VERSION}; make the "
@@ -125,6 +137,10 @@ def check_sources(sources: Sequence[SourceConfig], *, check_hashes: bool = True)
                 )
             if check_hashes and place_sha256(place) != file["sha256"]:
                 raise ValueError(f"{place} has another hash than when it was written; {remedy}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @lru_cache(maxsize=_OPEN_FILES)

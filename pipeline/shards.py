@@ -22,6 +22,7 @@ from pipeline import schema
 from pipeline.storage import Place
 
 MANIFEST_NAME = "manifest.json"
+_FILE_KEYS = frozenset({"path", "bytes", "sha256"})
 UNFINISHED_NAME = ".unfinished"
 """Present from the first moment of a stage to its manifest: what it lies in may be deleted and made again."""
 
@@ -41,7 +42,7 @@ class Manifest:
     rejects: dict[str, int] = field(default_factory=dict)
     """Rows that end here, by reason. ``rows_in == rows_out + sum(rejects.values())`` always."""
     files: list[dict[str, object]] = field(default_factory=list)
-    """Each file: ``path`` relative to the directory, ``rows``, ``bytes``, ``sha256``."""
+    """Each file: ``path`` relative to the directory, ``bytes``, ``sha256``, and of a shard ``rows``."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Name of each input and the hash that pins it."""
     config: dict[str, object] = field(default_factory=dict)
@@ -100,11 +101,23 @@ def place_sha256(place: Place) -> str:
 
 
 def read_manifest(directory: Path | Place) -> Manifest | None:
-    """Read the manifest of a finished directory; None if it is unfinished or absent."""
+    """Read the manifest of a finished directory; None if it is unfinished or absent.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
     place = Place.of(directory) / MANIFEST_NAME
     if not place.exists():
         return None
-    return Manifest(**json.loads(place.read_text()))
+    try:
+        manifest = Manifest(**json.loads(place.read_text()))
+        if lacking := [missing for file in manifest.files if (missing := sorted(_FILE_KEYS - set(file)))]:
+            raise ValueError(f"{len(lacking)} of its files lack keys, the first {', '.join(lacking[0])}")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{place} is damaged or of another version: {error}; restore it, or make its directory anew"
+        ) from error
+    return manifest
 
 
 def write_manifest(directory: Path | Place, manifest: Manifest) -> None:

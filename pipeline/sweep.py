@@ -226,8 +226,7 @@ def lost_groups(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _carry_out(cfg: SweepConfig, inputs: TrialInputs, plans: Mapping[str, TrialSpec], follow: Follow) -> list[str]:
     """Run trials on the cluster; name those that failed."""
-    placement.require(cfg.trial.node_resource)
-    placement.require_gpus(cfg.trial.num_gpus)
+    placement.require(cfg.trial.node_resource, cfg.trial.num_gpus)
     resources = {
         **placement.ask(cfg.trial.node_resource),
         "cpu": 0 if cfg.trial.num_gpus else 1,

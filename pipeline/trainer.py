@@ -6,6 +6,7 @@ starts from is in the checkpoint. So a training that was killed goes on as if no
 
 import logging
 import math
+import re
 import resource
 import tempfile
 import time
@@ -89,7 +90,7 @@ class Trainee:
         self.parallel = self._parallel()
         self.optimizer = make_optimizer(self.model, cfg.optim)
         self.schedule = make_schedule(self.optimizer, cfg.optim, cfg.num_steps)
-        self.step, self.skipped, self.seconds = 0, 0, 0.0
+        self.step, self.skipped, self.seconds, self.waited = 0, 0, 0.0, 0.0
         self._resume()
         self.model.train()
 
@@ -127,6 +128,7 @@ class Trainee:
             account["grad_norm"] = self._update(sound=math.isfinite(account["loss"]))
             seconds = time.perf_counter() - started
             self.seconds += seconds
+            self.waited += waited
             yield account | self._rates(seconds, waited, pixels)
 
     def loader(self) -> DataLoader[Batch]:
@@ -180,7 +182,7 @@ class Trainee:
             "tflops": flops / 1e12,
             "skipped_steps": float(self.skipped),
         }
-        peak = next((p for name, p in PEAK_FLOPS.items() if name in _device_name(self.device)), None)
+        peak = _peak_flops(_device_name(self.device)) if self.cfg.bf16 else None
         return found if peak is None else {**found, "mfu": flops / peak}
 
     def report(self, metrics: dict[str, float], *, validation: bool) -> None:
@@ -213,6 +215,7 @@ class Trainee:
             "step": self.step,
             "skipped": self.skipped,
             "seconds": self.seconds,
+            "waited": self.waited,
         }
 
     def _resume(self) -> None:
@@ -235,28 +238,43 @@ class Trainee:
             self.mean.load(mean)
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.skipped, self.seconds = int(state["step"]), int(state["skipped"]), float(state["seconds"])
+        self.waited = float(state.get("waited", 0.0))  # older checkpoints do not tell
 
 
-def train_loop(loop: dict[str, Any]) -> None:
-    """Train on one worker: what `TorchTrainer` runs in each of its processes."""
-    cfg, context = loop["cfg"], ray.train.get_context()
+def train_loop(loop: dict[str, Any]) -> str:
+    """Train on one worker: what `TorchTrainer` runs in each of its processes.
+
+    Returns:
+        Why it stopped before the last step, the same on all workers; empty if it did not. An exception would make Ray
+        Train try the same again.
+    """
+    context, reason = ray.train.get_context(), ""
     rank = context.get_world_rank()
-    trainee = Trainee(cfg, loop["inputs"], (rank, context.get_world_size()))
-    warned = False
+    trainee = Trainee(loop["cfg"], loop["inputs"], (rank, context.get_world_size()))
+    try:
+        _take_steps(trainee, loop)
+    except TooManySkippedError as error:
+        reason = str(error)
+    if rank == 0 and (left := loop["run"].settle()):  # this process ends now
+        logger.warning("%d records of the training are not in MLflow, which does not answer", left)
+    return reason
+
+
+def _take_steps(trainee: Trainee, loop: dict[str, Any]) -> None:
+    cfg, warned = trainee.cfg, False
     for account in trainee.train():
         last = trainee.step == cfg.num_steps
         record = trainee.step % cfg.log_every == 0 or last
-        if rank == 0 and record:
+        if trainee.rank == 0 and record:
             loop["board"].post.remote(trainee.step, f"loss {account['loss']:.3f}")
             loop["run"].metrics({k: v for k, v in account.items() if math.isfinite(v)}, trainee.step)
         # A machine that is about to be taken away says so: one checkpoint now, and nothing is done twice.
         leaving = record and not warned and ray.train.get_preemption_info() is not None
         warned = warned or leaving
         if trainee.step % cfg.checkpoint_every == 0 or leaving or last:
-            own = {"step": trainee.step, "seconds": trainee.seconds, "train_images": trainee.data.mixture.num_different}
+            own = {"step": trainee.step, "seconds": trainee.seconds, "waited": trainee.waited}
+            own["train_images"] = trainee.data.mixture.num_different
             trainee.report(account | own, validation=loop["validates"] and not leaving)
-    if rank == 0 and (left := loop["run"].settle()):  # this process ends now
-        logger.warning("%d records of the training are not in MLflow, which does not answer", left)
 
 
 def _count_flops(model: GLIPv2, batch: Batch) -> float:
@@ -275,6 +293,11 @@ def _memory_bytes(device: torch.device) -> int:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def _peak_flops(device: str) -> float | None:
+    """Look a device up by a word of its name: an L40 is no L4."""
+    return next((PEAK_FLOPS[word] for word in re.findall(r"[^\W_]+", device) if word in PEAK_FLOPS), None)
 
 
 def _whole(value: Tensor) -> Tensor:

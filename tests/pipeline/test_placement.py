@@ -22,6 +22,8 @@ def test_a_resource_that_no_machine_has_or_will_have_is_refused_in_a_line(ray_se
         placement.require("label")
     placement.require("")
     placement.require("CPU")
+    with pytest.raises(ValueError, match=r"no machine with the resource 'GPU' .* 0\.5 GPUs are asked for; ask for 0"):
+        placement.require("", 0.5)
 
 
 def status(*, wanted: bool, version: int, seen: int, infeasible: bool = False) -> GetClusterStatusReply:
@@ -105,7 +107,7 @@ def test_a_training_may_go_on_on_other_machines(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pretrain, "_trainer", interrupted)
-    monkeypatch.setattr(placement, "require", lambda resource: None)
+    monkeypatch.setattr(placement, "require", lambda *_: None)
     inputs = make_inputs(tmp_path)
     cfg = replace(nano_training(), model=model(), node_resource="train")
     for again in (cfg, replace(cfg, node_resource="")):

@@ -20,10 +20,11 @@ from glipv2.losses.criterion import LOSSES, LossConfig
 from glipv2.model.glipv2 import GLIPv2
 from glipv2.optim import OptimConfig
 from glipv2.text.tokenizer import load_tokenizer
+from pipeline.failure import RunError
 from pipeline.ingest import IngestConfig
-from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, _trainer, pretrain
+from pipeline.pretrain import PretrainConfig, TrainingInputs, TrainingRecord, Validation, _best, _trainer, pretrain
 from pipeline.tracking import Run, open_run
-from pipeline.trainer import HISTORY, TooManySkippedError, train_loop
+from pipeline.trainer import HISTORY, _peak_flops, train_loop
 from tests.pipeline.trainings import make_inputs, model
 
 EVERYTHING = LossConfig(inter=1.0, mlm=1.0)
@@ -78,6 +79,88 @@ def test_the_checkpoint_that_measures_best_becomes_the_model(trained: tuple[Path
         for path in (out / "train").glob("checkpoint_*/model.safetensors")
     }
     assert (record.model / checkpoint.WEIGHTS).read_bytes() == kept[1] != kept[2]
+
+
+@pytest.mark.ray
+def test_the_record_tells_which_part_of_the_time_was_waited_for_data(trained: tuple[Path, TrainingRecord, Run]) -> None:
+    _, record, run = trained
+    waits = [row["data_wait"] for row in run.history(("data_wait",))]
+    assert min(waits) <= record.data_wait <= max(waits) < 1
+
+
+def cannot_measure(folder: Path) -> dict[str, float]:
+    raise ValueError("no picture\ncan be opened")
+
+
+@pytest.mark.ray
+def test_where_no_validation_succeeds_the_last_checkpoint_becomes_the_model(
+    ray_session: None, inputs: TrainingInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured = replace(inputs, validation=Validation(key="none", measure=cannot_measure))
+    cfg = replace(config(LossConfig(), 0.0, model()), checkpoint_every=1, num_workers=1)
+    with open_run(tmp_path, "pretrain", "unmeasured", {}) as run:
+        record = pretrain(cfg, measured, tmp_path / "out", run)
+    [last] = [
+        path.parent
+        for path in (tmp_path / "out" / "train").glob("checkpoint_*/state.pt")
+        if torch.load(path, weights_only=True)["step"] == 2
+    ]
+    assert (record.model / checkpoint.WEIGHTS).read_bytes() == (last / checkpoint.WEIGHTS).read_bytes()
+    [warning] = [line.getMessage() for line in caplog.records if "becomes the model" in line.getMessage()]
+    assert "2 validations failed, the first at step 1: ValueError: can be opened" in warning
+
+
+def test_a_checkpoint_without_a_number_is_not_the_best(caplog: pytest.LogCaptureFixture) -> None:
+    kept = [Checkpoint(f"/{name}") for name in "abcd"]
+    found: list[dict[str, float]] = [{}, {"val_ap": -1.0}, {"val_ap": math.nan}, {"val_ap": -2.0}]
+    result = SimpleNamespace(best_checkpoints=list(zip(kept, found, strict=True)), checkpoint=kept[3])
+    assert _best(result, "model", []) == kept[1]
+    assert not caplog.records
+    assert _best(result, "model", ["step 1: OSError: full"]) == kept[1]
+    assert "1 validations failed, the first at step 1: OSError: full" in caplog.text
+
+
+def fail(loop: dict[str, Any]) -> None:
+    """Stands in for what workers do."""
+    raise LookupError("first line\nno such row")
+
+
+@pytest.mark.ray
+def test_a_training_that_fails_is_one_line(
+    ray_session: None, inputs: TrainingInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.pretrain.train_loop", fail)
+    cfg = replace(config(LossConfig(), 0.0, model()), max_failures=0)
+    with (
+        open_run(tmp_path, "pretrain", "fails", {}) as run,
+        pytest.raises(RunError, match="LookupError: no such row; the last checkpoint is kept") as caught,
+    ):
+        pretrain(cfg, inputs, tmp_path / "out", run)
+    assert "\n" not in str(caught.value)
+
+
+def count_and_train(loop: dict[str, Any]) -> str:
+    with (loop["inputs"].vocabulary.parent / "tries").open("a") as stream:
+        stream.write("1")
+    return train_loop(loop)
+
+
+@pytest.mark.ray
+def test_a_training_that_does_not_converge_is_tried_once_and_can_be_gone_on_with(
+    ray_session: None, inputs: TrainingInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.pretrain.train_loop", count_and_train)
+    optim = OptimConfig(warmup_steps=0, lr=1e30)
+    cfg = replace(config(LossConfig(), 0.0, model()), optim=optim, checkpoint_every=1, max_skipped_steps=0)
+    with (
+        open_run(tmp_path, "pretrain", "diverges", {}) as run,
+        pytest.raises(RunError, match="1 of 2 steps had no finite loss or gradient"),
+    ):
+        pretrain(cfg, inputs, tmp_path / "out", run)
+    assert (tmp_path / "tries").read_text() == "11"  # one for each worker
+    with open_run(tmp_path, "pretrain", "diverges", {}) as run:
+        assert pretrain(replace(cfg, max_skipped_steps=1), inputs, tmp_path / "out", run).num_steps == 2
+        assert [row["step"] for row in run.history(("skipped_steps",))] == [2]  # from the checkpoint of the first
 
 
 def test_a_loss_without_its_head_is_refused_before_anything_starts() -> None:
@@ -142,12 +225,17 @@ class Workplace:
         if checkpoint is not None:
             shutil.copytree(checkpoint.path, self.folder / str(metrics["step"]), dirs_exist_ok=True)
 
+    def state(self, step: int) -> dict[str, Any]:
+        found: dict[str, Any] = torch.load(self.folder / str(step) / "state.pt", weights_only=True)
+        return found
+
     def train(self, inputs: TrainingInputs, rank: int = 0, start: int = 0, **changes: Any) -> MagicMock:
         size = replace(model(), text_dropout=0.3)
         cfg = replace(config(LossConfig(), 0.0, size), num_steps=4, checkpoint_every=2, **changes)
         self.rank, self.start = rank, start
-        run = MagicMock()
-        train_loop({"cfg": cfg, "inputs": inputs, "run": run, "board": MagicMock(), "validates": False})
+        run = MagicMock(**{"settle.return_value": 0})
+        loop = {"cfg": cfg, "inputs": inputs, "run": run, "board": MagicMock(), "validates": False}
+        self.reason = train_loop(loop)
         return run
 
 
@@ -159,6 +247,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "with a running mean": {"optim": OptimConfig(warmup_steps=0, ema_decay=0.5)},
+    "in the middle of an epoch": {"ingest": IngestConfig(batch_size=3)},
     "in parts": {"ingest": IngestConfig(batch_size=4, accumulate=2)},
     "recomputing": {"recompute": True},
     "in bfloat16": {"bf16": True},
@@ -216,8 +305,9 @@ def test_too_many_skipped_steps_end_the_training(
     workplace: Workplace, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.trainer, "backward", lambda *_, **__: {"loss": math.nan})
-    with pytest.raises(TooManySkippedError, match="3 of 3 steps"):
-        workplace.train(inputs, max_skipped_steps=2)
+    workplace.train(inputs, max_skipped_steps=2)
+    assert workplace.reason.startswith("3 of 3 steps")
+    assert [path.name for path in workplace.folder.iterdir()] == ["2"]
 
 
 def test_every_worker_and_every_step_drops_something_else(
@@ -235,3 +325,31 @@ def test_every_worker_and_every_step_drops_something_else(
     assert len(set(drawn)) == len(drawn) == 8
     workplace.train(inputs, rank=0, start=2)
     assert drawn[8:] == drawn[2:4]
+
+
+def test_seconds_waited_for_data_are_added_up_over_resumptions(workplace: Workplace, inputs: TrainingInputs) -> None:
+    workplace.train(inputs)
+    half = workplace.state(2)
+    assert 0 < half["waited"] < half["seconds"]
+    torch.save({**half, "waited": 1000.0}, workplace.folder / "2" / "state.pt")
+    workplace.train(inputs, start=2)
+    assert 1000 < workplace.state(4)["waited"] < 1000 + workplace.state(4)["seconds"]
+    del half["waited"]  # of an older version
+    torch.save(half, workplace.folder / "2" / "state.pt")
+    workplace.train(inputs, start=2)
+    assert 0 < workplace.state(4)["waited"] < workplace.state(4)["seconds"]
+
+
+def test_a_device_is_known_by_a_whole_word_of_its_name() -> None:
+    assert _peak_flops("NVIDIA L4") == 121e12
+    assert _peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert _peak_flops("NVIDIA L40") is None
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_use_of_the_device_is_told_in_bfloat16_only(
+    workplace: Workplace, inputs: TrainingInputs, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(pipeline.trainer, "_device_name", lambda _: "NVIDIA L4")
+    run = workplace.train(inputs, bf16=bf16)
+    assert ["mfu" in call.args[0] for call in run.metrics.call_args_list] == [bf16] * 4

@@ -34,6 +34,7 @@ def carry_out(folder: Path, plans: dict[str, Any], place: tuple[int, int]) -> No
         def keep(metrics: dict[str, Any], checkpoint: Checkpoint | None, name: str = name, **_: object) -> None:
             if checkpoint is not None:
                 shutil.copytree(checkpoint.path, folder / name / str(metrics["step"]), dirs_exist_ok=True)
+                shutil.rmtree(checkpoint.path)  # as Ray does
 
         ray.train.report = keep
         given = Checkpoint.from_directory(str(folder / start)) if start else None
