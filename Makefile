@@ -33,7 +33,7 @@ cluster: setup
 	@$(BIN)/python -m cluster.local $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster" -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster" -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 	$(BIN)/python -m pytest -m "cluster and not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 # Every fault at every stage; make test runs a few. CHAOS_SEED=n strikes at other moments.

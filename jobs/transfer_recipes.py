@@ -44,7 +44,7 @@ def odinw13() -> SweepJob:
     never run with one. ``--sweep.max-concurrent`` says how many there are. All 13 data sets must be there, as the
     paper's mean is over them.
     """
-    trial = TrialConfig(num_gpus=1, batch_size=8)
+    trial = TrialConfig(num_gpus=1, batch_size=8, averages=(0.25, 0.5, 0.75))
     sweep = SweepConfig(modes=("prompt", "full", "linear"), trial=trial, max_concurrent=8)
     return SweepJob(protocol="odinw13", sweep=sweep)
 

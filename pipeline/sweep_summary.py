@@ -49,11 +49,28 @@ def overall(chosen: Results) -> dict[str, float]:
 def trials(results: Results) -> list[Trial]:
     """Turn what trials came to into rows of the report."""
     rows = (
-        {**{name: result[name] for name in SHOWN}, "history": result.get("history", [])}
+        {
+            **{name: result[name] for name in SHOWN},
+            "history": result.get("history", []),
+            "averages": averages_of(result, results),
+        }
         for result in results
         if result["dataset"] != PROBE
     )
     return [Trial(**{**row, "shots": ALL_DATA if row["shots"] == ALL else row["shots"]}) for row in rows]
+
+
+def averages_of(result: Mapping[str, Any], results: Results) -> list[dict[str, float]]:
+    """Put the untuned and the tuned model at the ends of a trial's averaged weights; empty if there are none."""
+    if not result.get("averages"):
+        return []
+    untuned = {r["dataset"]: r["ap"] for r in results if r["mode"] == ZERO_SHOT}
+    ends = [(0.0, untuned.get(result["dataset"]), untuned.get(PROBE)), (1.0, result["ap"], result["probe_ap"])]
+    first, last = (
+        {name: ap for name, ap in (("tuned_part", part), ("ap", ap), ("probe_ap", probe)) if ap is not None}
+        for part, ap, probe in ends
+    )
+    return [first, *result["averages"], last]
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:

@@ -111,6 +111,8 @@ class Trial:
     """Wall time, seconds."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Evaluations while it was tuned: ``epoch``, ``val_ap`` and, if known, ``val_ap50`` and ``loss``."""
+    averages: list[dict[str, float]] = field(default_factory=list)
+    """Averages with the original weights, from ``tuned_part`` 0 to 1: ``ap`` and, if there is a probe, ``probe_ap``."""
 
     def __post_init__(self) -> None:
         """Refuse unknown modes, shots of a zero-shot trial and scores that are no percentages."""

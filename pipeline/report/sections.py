@@ -97,6 +97,13 @@ def _sections(inputs: ReportInputs) -> list[Section]:
             charts=tuning_figures.tuning_charts(inputs.trials),
         ),
         Section(
+            name="averaging",
+            title="Forgetting",
+            intro="Tuned weights averaged with the original ones: AP on what was tuned to and on the probe, means over "
+            "data sets and draws. 0 is the untuned model, 1 the tuned one.",
+            charts=tuning_figures.averaging_charts(inputs.trials),
+        ),
+        Section(
             name="details",
             title="In detail",
             intro="What the job itself has to tell; AP in percent.",

@@ -1,9 +1,14 @@
-"""How trials were tuned: validation AP and loss by epoch, a panel for each data set, mode and number of shots."""
+"""How trials were tuned: validation AP and loss by epoch, a panel for each data set, mode and number of shots.
+
+And what averaging the tuned weights with the original ones keeps of both, a panel for each mode and number of shots.
+"""
+
+import statistics
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.canvas import Chart, Theme, chart, legend, panels
+from pipeline.report.canvas import Chart, Theme, chart, legend, panel, panels
 from pipeline.report.inputs import Trial
 from pipeline.report.tables import percent, shots_name
 
@@ -15,6 +20,15 @@ History = list[dict[str, float]]
 def tuning_charts(trials: list[Trial]) -> list[Chart]:
     """Draw the way of every tuned trial; draws of one kind share a panel."""
     return [_chart(number, kind) for number, kind in enumerate(drawn_together(trials))]
+
+
+def averaging_charts(trials: list[Trial]) -> list[Chart]:
+    """Draw AP on what was tuned to and on the probe, means over data sets and draws, by the part of tuned weights."""
+    kinds: dict[tuple[str, float], list[Trial]] = {}
+    for trial in trials:
+        if trial.averages:
+            kinds.setdefault((trial.mode, trial.shots), []).append(trial)
+    return [_averaging_chart(number, kind) for number, kind in enumerate(kinds.values())]
 
 
 def drawn_together(trials: list[Trial]) -> list[list[Trial]]:
@@ -46,6 +60,37 @@ def _chart(number: int, trials: list[Trial]) -> Chart:
 
     title = f"{first.dataset}, {first.mode}, {shots_name(first.shots)}"
     return chart(f"tuning_{number:02d}", title, "; ".join(told), draw, 4.2)
+
+
+def _averaging_chart(number: int, trials: list[Trial]) -> Chart:
+    first, rows = trials[0], [row for trial in trials for row in trial.averages]
+    parts = sorted({row["tuned_part"] for row in rows})
+    curves = {}
+    for name, label in (("ap", "tuned to"), ("probe_ap", "probe")):
+        seen = {part: [r[name] for r in rows if r["tuned_part"] == part and name in r] for part in parts}
+        curves[label] = {part: statistics.fmean(values) for part, values in seen.items() if values}
+
+    def draw(theme: Theme) -> Figure:
+        figure, axes = panel(theme, 4.2, 2.4)
+        for (label, curve), colour in zip(curves.items(), theme.series, strict=False):
+            if curve:
+                axes.plot(
+                    [*curve], [*curve.values()], color=colour, linewidth=1.8, marker="o", markersize=4, label=label
+                )
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(parts, [f"{part:g}" for part in parts])
+        axes.set_xlabel("Part of the tuned weights", fontsize=8.5, color=theme.muted)
+        axes.set_ylabel("AP", fontsize=8.5, color=theme.muted)
+        legend(figure, axes, theme)
+        return figure
+
+    told = [
+        f"AP {label}: " + ", ".join(f"{percent(ap)} at {part:g}" for part, ap in curve.items())
+        for label, curve in curves.items()
+        if curve
+    ]
+    title = f"Averaged weights, {first.mode}, {shots_name(first.shots)}"
+    return chart(f"averaging_{number:02d}", title, "; ".join(told), draw, 4.2)
 
 
 def _curve(axes: Axes, history: History, name: str, colour: str, label: str) -> None:

@@ -19,6 +19,8 @@ from pipeline.report import (
 )
 from pipeline.report.inputs import ALL_DATA
 from pipeline.report.tuning_figures import MAX_PANELS, drawn_together
+from pipeline.sweep_summary import trials as trials_of
+from pipeline.trial import PROBE
 
 HOSTILE = '<script>alert("caption")</script>'
 
@@ -109,6 +111,17 @@ def test_the_way_of_a_tuned_trial_is_drawn_and_told(written: tuple[str, str, Pat
     assert told in page
     assert told in markdown
     assert (figures / "tuning_00.png").stat().st_size > 1000
+
+
+def test_the_curve_of_averaged_weights_is_drawn_and_told(tmp_path: Path) -> None:
+    zero = {"dataset": "Fish", "mode": "zero-shot", "shots": 0, "seed": 0, "ap": 10.0, "ap50": 20.0, "seconds": 1.0}
+    full = {**zero, "mode": "full", "shots": 1, "seed": 3, "ap": 30.0, "probe_ap": 12.0}
+    half = [{"tuned_part": 0.5, "ap": 24.0, "probe_ap": 35.0}]
+    results = [{**zero, "dataset": PROBE, "ap": 40.0}, zero, {**full, "averages": half}]
+    paths = write_report(replace(FULL, trials=trials_of(results)), tmp_path)
+    told = "AP tuned to: 10.0 at 0, 24.0 at 0.5, 30.0 at 1; AP probe: 40.0 at 0, 35.0 at 0.5, 12.0 at 1"
+    assert told in paths.markdown.read_text(encoding="utf-8")
+    assert (paths.figures / "averaging_00.png").stat().st_size > 1000
 
 
 def test_more_ways_than_a_page_holds_leave_out_those_with_few_shots() -> None:
