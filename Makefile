@@ -11,7 +11,7 @@ OUT ?= $(CURDIR)/runs/demo
 unexport PYTHONDONTWRITEBYTECODE
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: setup demo cluster test chaos lint bench lock clean
+.PHONY: setup demo cluster test test-slow chaos lint bench lock clean
 setup: .venv/.ready
 
 $(UV):
@@ -35,6 +35,10 @@ cluster: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster" -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 	$(BIN)/python -m pytest -m "cluster and not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+# What takes minutes each: nodes lost under a training, an ablation in pieces. One after the other.
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu and not chaos" --timeout 900 --durations=0
 
 # Every fault at every stage; make test runs a few. CHAOS_SEED=n strikes at other moments.
 chaos: setup

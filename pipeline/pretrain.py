@@ -162,7 +162,8 @@ class TrainingInputs:
     only training uses may be lacking there: they start at random."""
     validation: Validation | None = None
     """Done with every checkpoint, beside the training; the checkpoint of the best AP becomes the model. Without it the
-    last one does."""
+    last one does. It asks for one CPU and, where workers have GPUs, for a GPU that none of them has: leave one free, or
+    checkpoints wait to be measured."""
 
     @property
     def hashes(self) -> list[str]:

@@ -104,6 +104,7 @@ def training(record: TrainingRecord, uri: str) -> Training:
         train_images=record.train_images,
         seconds=record.seconds,
         workers=record.num_workers,
+        data_wait=record.data_wait,
         history=Run(uri, record.run_id).history(HISTORY),
     )
 

@@ -87,6 +87,8 @@ class Training:
     """Wall time, seconds."""
     workers: int
     """Training processes."""
+    data_wait: float
+    """Part of the time in which a worker waited for data, 0 to 1."""
     history: list[dict[str, float]]
     """Logged rows: ``step``, ``loss``, its parts ``loss_*``, ``lr``, ``images_per_s``; keys may be missing."""
 

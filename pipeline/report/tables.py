@@ -138,14 +138,16 @@ def score_table(scores: list[Score]) -> Table:
 
 def training_table(trainings: list[Training]) -> Table:
     """Build the table of how long and on what each model was trained."""
+    columns = ["Model", "Steps", "Images seen", "Different images", "Workers", "Time", "Data wait", "Images/s", "Loss"]
     return Table(
-        caption="Training; the loss is the mean of the last ten logged rows",
-        columns=["Model", "Steps", "Images seen", "Different images", "Workers", "Time", "Images/s", "Loss"],
+        caption="Training; data wait is the part of the time; the loss is the mean of the last ten logged rows",
+        columns=columns,
         rows=[
             [
                 t.model,
                 *map(count, (t.steps, t.images_seen, t.train_images, t.workers)),
                 duration(t.seconds),
+                f"{100 * t.data_wait:.1f} %",
                 f"{t.images_seen / t.seconds:.1f}" if t.seconds else "–",
                 _last_loss(t),
             ]

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,3 +116,31 @@ def test_a_run_out_of_time_says_what_is_left_and_shows_what_there_is(tmp_path: P
     assert "2 trainings left" in ended.text
     assert ended.report is not None
     assert "no captions" in ended.report.html.read_text(encoding="utf-8")
+
+
+# Slow: makes a world and carries out two whole trainings with all their measurements, three minutes.
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_in_two_pieces_trains_nothing_twice(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(ablate_smoke(), out=tmp_path, rows=("no captions",), side_by_side=1)
+    cfg = replace(cfg, world=replace(cfg.world, port=free_port))
+    teacher = tmp_path / "seed-0" / TEACHER
+
+    def trained() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in teacher.rglob("*") if path.is_file()}
+
+    with monkeypatch.context() as patched:  # time is up once the teacher is there
+        clock = SimpleNamespace(monotonic=lambda: 1e6 * (teacher / SCORES).exists())
+        patched.setattr("pipeline.ablate.time", clock)
+        assert "1 trainings left" in ablate(replace(cfg, minutes=1)).text
+    before = trained()
+    assert "left" not in ablate(cfg).text
+    assert trained() == before
+    scores = json.loads((tmp_path / "ablation.json").read_text())["scores"]
+    for name in (TEACHER, "no captions"):
+        [found] = scores[name]
+        assert found.keys() >= COLUMNS.keys()
+        assert all(math.isfinite(found[column]) for column in COLUMNS)

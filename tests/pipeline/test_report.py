@@ -77,6 +77,7 @@ FULL = replace(
             train_images=48,
             seconds=12.0,
             workers=2,
+            data_wait=0.037,
             history=[{"step": float(s), "loss": 3.0 / s, "loss_token": 1.0 / s} for s in (1, 10, 20)],
         )
     ],
@@ -100,7 +101,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
 
 def test_both_forms_tell_the_same_numbers(written: tuple[str, str, Path]) -> None:
     page, markdown, _ = written
-    for number in ("61.2", "33.5", "59.5", "918", "http_404", "no_box"):
+    for number in ("61.2", "33.5", "59.5", "918", "3.7 %", "http_404", "no_box"):
         assert number in page
         assert number in markdown
 

@@ -1,6 +1,7 @@
 """Workers that split a model among them train as those that each hold it whole, and can take over from each other."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -68,6 +69,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from-ddp": (plan(strategy="fsdp2"), given, "ddp/2"),
         "from-fsdp2": (plan(), given, "fsdp2/2"),
         "ddp-parts": (plan(ingest=parts, recompute=True), given, None),
+        "loaders": (plan(loader_processes=1), given, None),
+        "skips": (plan(), given, None),
+        "skips-fsdp2": (plan(strategy="fsdp2"), given, None),
         "fsdp2-parts": (plan(ingest=parts, recompute=True, strategy="fsdp2"), given, None),
     }
     (folder / "plans.pickle").write_bytes(pickle.dumps(plans))
@@ -80,7 +84,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(folder: Path, name: str, rank: int = 0) -> list[float]:
-    found: list[float] = pickle.loads((folder / f"{name}-{rank}.pickle").read_bytes())
+    return told(folder, name, rank)[0]
+
+
+def told(folder: Path, name: str, rank: int) -> tuple[list[float], list[float]]:
+    """Give a worker's losses and its count of skipped steps, one number per step each."""
+    found: tuple[list[float], list[float]] = pickle.loads((folder / f"{name}-{rank}.pickle").read_bytes())
     return found
 
 
@@ -112,6 +121,20 @@ def test_a_resumed_training_goes_on_bit_for_bit(ran: Path) -> None:
     assert losses(ran, "again") == losses(ran, "ddp")[2:]
     again, unbroken = weights(ran, "again"), weights(ran, "ddp")
     assert all(torch.equal(again[name], value) for name, value in unbroken.items())
+
+
+def test_batches_are_the_same_whichever_process_makes_them(ran: Path) -> None:
+    assert losses(ran, "loaders") == losses(ran, "ddp")
+
+
+@pytest.mark.parametrize("name", ["skips", "skips-fsdp2"])
+def test_what_is_no_number_on_one_worker_is_skipped_by_all(ran: Path, name: str) -> None:
+    for rank in range(2):
+        found, skipped = told(ran, name, rank)
+        assert skipped == [0, 1, 1, 1]
+        assert [math.isfinite(loss) for loss in found] == [True, False, True, True]
+    assert losses(ran, name, 0)[2:] == losses(ran, name, 1)[2:]
+    assert all(torch.isfinite(value).all() for value in weights(ran, name).values())
 
 
 @pytest.mark.parametrize(("name", "whole"), [("from-ddp", "ddp"), ("from-fsdp2", "fsdp2")])

@@ -1,5 +1,9 @@
-"""One worker of `test_trainer`: trains as Ray Train would have it, in a process of its own, by each plan in turn."""
+"""One worker of `test_trainer`: trains as Ray Train would have it, in a process of its own, by each plan in turn.
 
+In a plan that begins with ``skips`` the second worker's second forward pass gives no numbers.
+"""
+
+import math
 import os
 import pickle
 import shutil
@@ -29,7 +33,7 @@ def main(folder: Path, rank: int) -> None:
 
 def carry_out(folder: Path, plans: dict[str, Any], place: tuple[int, int]) -> None:
     for name, (cfg, inputs, start) in plans.items():
-        losses = []
+        losses, skipped = [], []
 
         def keep(metrics: dict[str, Any], checkpoint: Checkpoint | None, name: str = name, **_: object) -> None:
             if checkpoint is not None:
@@ -40,13 +44,23 @@ def carry_out(folder: Path, plans: dict[str, Any], place: tuple[int, int]) -> No
         given = Checkpoint.from_directory(str(folder / start)) if start else None
         ray.train.get_checkpoint = lambda given=given: given
         trainee = Trainee(cfg, inputs, place)
+        if name.startswith("skips") and place[0] == 1:
+            spoil(trainee)
         for account in trainee.train():
             losses.append(account["loss"])
+            skipped.append(account["skipped_steps"])
             if trainee.step % cfg.checkpoint_every == 0:
                 trainee.report({"step": trainee.step}, validation=False)
-        (folder / f"{name}-{place[0]}.pickle").write_bytes(pickle.dumps(losses))
+        (folder / f"{name}-{place[0]}.pickle").write_bytes(pickle.dumps((losses, skipped)))
         if place[1] > 1:
             torch.distributed.barrier()
+
+
+def spoil(trainee: Trainee) -> None:
+    def no_number(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
+        return output * math.nan if trainee.step == 1 else output
+
+    trainee.model.text_encoder.register_forward_hook(no_number)
 
 
 if __name__ == "__main__":
