@@ -1,5 +1,6 @@
 """Odd data sets: what is refused in a line before any trial runs, and what is tuned to all the same."""
 
+import io
 import json
 import logging
 import shutil
@@ -130,9 +131,18 @@ def test_a_probe_that_cannot_be_measured_is_told_before_anything_runs(
         check_trials(trials("full"), TrialConfig(), inputs)
 
 
-def test_a_file_that_is_no_image_is_told_before_anything_runs(write: Callable[..., Path], eager_model: Path) -> None:
+def truncated(form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((96, 64), 50).convert("RGB").save(stream, form)
+    return stream.getvalue()[:-300]
+
+
+@pytest.mark.parametrize("file", [b"<html>", truncated("PNG"), truncated("JPEG")], ids=["html", "png", "jpeg"])
+def test_a_file_that_is_no_whole_image_is_told_before_anything_runs(
+    write: Callable[..., Path], eager_model: Path, file: bytes
+) -> None:
     root = write()
-    (root / "Odd" / "test" / "test1.png").write_text("<html>")
+    (root / "Odd" / "test" / "test1.png").write_bytes(file)
     with pytest.raises(ValueError, match=r"test1\.png cannot be opened"):
         check_trials(trials("full"), TrialConfig(), TrialInputs(model=eager_model, root=root))
 
