@@ -26,7 +26,13 @@ from tests.bench.scaling import ScalingBench, compare_scaling
 from tests.bench.simulation import SimulationBench, simulate, simulate_parts
 from tests.bench.sweep import SweepBench, compare_sweeps
 from tests.bench.timing import Results
-from tests.bench.training import TrainingBench, ablate_quickly, compare_training_memory, compare_workers
+from tests.bench.training import (
+    TrainingBench,
+    ablate_quickly,
+    compare_training_memory,
+    compare_workers,
+    measure_gpu_training,
+)
 from tests.bench.tuning import compare_tuning
 from tests.bench.whole_model import (
     compare_memory,
@@ -135,6 +141,7 @@ def _engine_sections(given: argparse.Namespace, results: Results) -> Sections:
         "weak_scaling": lambda: compare_scaling(results, ScalingBench(**common, nodes=given.nodes)),
         "training_workers": lambda: compare_workers(results, training),
         "training_memory": lambda: compare_training_memory(results, training),
+        "training_gpu": lambda: measure_gpu_training(results, training) if torch.cuda.is_available() else None,
         "sweep": lambda: compare_sweeps(results, SweepBench(**common)),
         "ablation": lambda: ablate_quickly(results, training),
     }

@@ -5,7 +5,7 @@ import statistics
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +31,8 @@ from tests.bench.processes import answer
 WIDTH, HEIGHT = 500, 400
 NAMES = ("dog", "boat", "house", "person", "umbrella", "bag", "coat", "beach")
 MOST_STEPS = 1000
+WARM_STEPS = 3
+LOADERS = 4
 PARTS = ("data", "forward", "backward", "all_reduce", "update")
 
 
@@ -84,12 +86,33 @@ def work(size: str, shards: str, vocabulary: str, batch: int, steps: int, place:
     return {**found, "images_per_s": batch * world / whole}
 
 
+def account(
+    size: str, paths: tuple[str, str], batch: int, steps: int, device: str, recompute: bool
+) -> dict[str, float]:
+    """Train for some steps as a worker does; give the medians of its account of them, nothing if memory does not do."""
+    try:
+        trainee = _trainee(size, paths, batch, (0, 1), recompute=recompute, device=device)
+        rows = list(islice(trainee.train(), WARM_STEPS + steps))[WARM_STEPS:]
+    except torch.cuda.OutOfMemoryError:
+        return {}
+    told = ("images_per_s", "data_wait", "memory_gb", "tflops", "mfu")
+    return {name: statistics.median(row[name] for row in rows) for name in told if name in rows[0]}
+
+
 def _trainee(
-    size: str, paths: tuple[str, str], batch: int, place: tuple[int, int], *, recompute: bool = False
+    size: str,
+    paths: tuple[str, str],
+    batch: int,
+    place: tuple[int, int],
+    *,
+    recompute: bool = False,
+    device: str = "cpu",
 ) -> Trainee:
     shards, vocabulary = paths
     words = Path(vocabulary).read_text(encoding="utf-8").splitlines()
-    model = nano(len(words)) if size == "nano" else replace(glip_t(), min_size_px=400, max_size_px=666)
+    on_gpu = device != "cpu"
+    whole = glip_t() if on_gpu else replace(glip_t(), min_size_px=400, max_size_px=666)
+    model = nano(len(words)) if size == "nano" else whole
     cfg = PretrainConfig(
         model=replace(model, vocab_size=len(words)),
         ingest=IngestConfig(batch_size=batch),
@@ -97,12 +120,14 @@ def _trainee(
         num_steps=MOST_STEPS,
         num_workers=place[1],
         recompute=recompute,
+        bf16=on_gpu,
+        loader_processes=LOADERS if on_gpu else 0,
     )
     inputs = TrainingInputs(
         name=size, sources=(SourceConfig(path=Path(shards)),), vocabulary=Path(vocabulary), init=NOT_GIVEN
     )
     with (
-        patch("pipeline.trainer.get_device", lambda: torch.device("cpu")),
+        patch("pipeline.trainer.get_device", lambda: torch.device(device)),
         patch("ray.train.get_checkpoint", lambda: None),
     ):
         return Trainee(cfg, inputs, place)
@@ -137,5 +162,5 @@ def remember(shards: str, vocabulary: str, batch: int, recompute: bool) -> dict[
 
 
 if __name__ == "__main__":
-    answer(work, remember)
+    answer(work, account, remember)
     os._exit(0)  # threads of gloo may keep an interpreter from ending

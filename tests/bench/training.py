@@ -17,6 +17,10 @@ from tests.bench.timing import Results
 SIZES = {"nano": (16, 8, "128 px"), "t": (1, 3, "400 px")}
 """Images per worker and step, steps that count, and the short side."""
 
+GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+GPU_STEPS = 10
+GPU_TOLD = {"images_per_s": " /s", "data_wait": "", "memory_gb": " GB", "tflops": " TFLOP/s", "mfu": ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBench:
@@ -60,6 +64,25 @@ def compare_training_memory(results: Results, bench: TrainingBench) -> None:
             peak, more = one.answer["peak_gib"], two.answer["peak_gib"] - one.answer["peak_gib"]
             results.say(f"training.t.{name}.peak_gib", peak, f"activations {name}: one image, with weights", " GiB")
             results.say(f"training.t.{name}.image_gib", more, "  another image", " GiB")
+
+
+def measure_gpu_training(results: Results, bench: TrainingBench, size: str = "t", device: str = "cuda:0") -> None:
+    """Train GLIP-T at 800 px in bfloat16 on one GPU, with twice as many images a step until its memory does not do."""
+    print(f"training, {size} on {device}, pictures of 800 x 1000 px, bfloat16 on a GPU, {GPU_STEPS} steps each")
+    with scratch(bench.out) as folder:
+        paths = list(prepare(folder, bench.rows).values())
+        given = {"paths": paths, "size": size, "steps": GPU_STEPS, "device": device}
+        for name, recompute in (("kept", False), ("recomputed", True)):
+            for batch in GPU_BATCHES:
+                work = {**given, "batch": batch, "recompute": recompute}
+                found = run_ours("run_training.account", work, bench.timeout_s).answer
+                if not found:
+                    print(f"  activations {name}, {batch} images a step: more than the GPU's memory")
+                    break
+                for key, unit in GPU_TOLD.items():
+                    if key in found:
+                        text = f"  activations {name}, {batch} images a step: {key}"
+                        results.say(f"training_gpu.{size}.{name}.{batch}.{key}", found[key], text, unit)
 
 
 def ablate_quickly(results: Results, bench: TrainingBench) -> None:
