@@ -1,5 +1,7 @@
 """Pixels as the reference wants them: resized by the short side, BGR, normalised, zero padded."""
 
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +64,13 @@ def padded_size(size: tuple[int, int], cfg: ModelConfig) -> tuple[int, int]:
     _check_size(size)
     width, height = target_size(*size, cfg.min_size_px, cfg.max_size_px)
     return _round_up(width, cfg.pad_multiple_px), _round_up(height, cfg.pad_multiple_px)
+
+
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, NotImplementedError, ValueError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow, and `to_rgb` for it, raise for a damaged image or one of an unknown kind."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

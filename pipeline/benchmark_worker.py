@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 from glipv2.checkpoint import load, weights_sha256
-from glipv2.image import to_rgb
+from glipv2.image import UNREADABLE, to_rgb
 from glipv2.inference.postprocess import PostprocessConfig
 from glipv2.inference.predictor import Prediction, Predictor
 from glipv2.inference.query import Query, make_queries
@@ -41,8 +41,6 @@ FOUND = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow, and `glipv2.image.to_rgb` for it, raise for a damaged image."""
 NO_LIMIT = 1_000_000
 """Boxes per image where the limit is per prompt: more than there can be."""
 

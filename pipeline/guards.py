@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -27,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from glipv2.image import UNREADABLE
 from pipeline import schema
 from pipeline.lineage import record_stage
 from pipeline.neighbours import Hashes, Neighbourhood, first_of_equals, losers
@@ -44,7 +43,6 @@ LEAKS, SAME_BYTES, LOOKS_ALIKE = "leaks", "duplicate_content", "near_duplicate"
 """Reasons: ``leaks:<set>``; the bytes of a row that stays; nearly the picture of a row that stays."""
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _INDEX = pa.schema([("set", pa.string()), ("path", pa.string()), ("sha256", pa.string()), ("phash", pa.int64())])
 _BYTES = ("sha256", "image_sha256", "source_sha256")
 _TEXTS = ("caption", "text")
@@ -205,7 +203,7 @@ def hash_picture(encoded: bytes) -> tuple[str, int | None]:
     try:
         with Image.open(BytesIO(encoded), formats=sorted(set(_FORMATS.values()))) as image:
             return digest, phash(np.asarray(ImageOps.exif_transpose(image).convert("RGB").convert("L")))
-    except _DECODE_ERRORS:
+    except UNREADABLE:
         return digest, None
 
 

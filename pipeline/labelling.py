@@ -15,15 +15,12 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from glipv2.image import to_rgb
+from glipv2.image import UNREADABLE, to_rgb
 from glipv2.text.phrases import PhraseConfig, caption_reason, clean_caption, make_parser, number_entities
 from glipv2.text.tokenizer import CharSpan
 from pipeline import schema
 from pipeline.selection import overlap
 from pipeline.teachers import Found, TeacherConfig, load_teacher
-
-UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
-"""What Pillow, and `glipv2.image.to_rgb` for it, raise for a damaged image."""
 
 
 @dataclass(frozen=True, kw_only=True)

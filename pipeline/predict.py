@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image, ImageOps
 
-from glipv2.image import to_rgb
+from glipv2.image import UNREADABLE, to_rgb
 from glipv2.inference.postprocess import PostprocessConfig
 from glipv2.inference.predictor import Prediction, Predictor
 from glipv2.text.tokenizer import CharSpan
@@ -161,7 +161,7 @@ def open_picture(file: Path) -> Image.Image | None:
     try:
         with Image.open(file) as image:
             return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         logger.warning("%s is left out: %s", file.name, error)
         return None
 

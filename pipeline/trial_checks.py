@@ -8,6 +8,7 @@ from PIL import Image
 
 from glipv2.checkpoint import load
 from glipv2.evaluation.coco_json import check_truth
+from glipv2.image import UNREADABLE
 from glipv2.inference.query import make_queries
 from glipv2.text.tokenizer import Tokenizer
 from pipeline.evaluate import Benchmark, read_annotations
@@ -103,7 +104,7 @@ def _check_files(path: Path, files: Sequence[Path]) -> None:
             with Image.open(file) as image:
                 image.draft("RGB", (1, 1))  # reads all of a JPEG, but makes only its smallest form: half the time
                 image.load()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{file} cannot be opened ({error}); mend it, or take it out of {path}") from error
 
 

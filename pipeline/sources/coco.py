@@ -9,8 +9,6 @@ import logging
 import math
 import re
 import reprlib
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any, Protocol, TextIO
 
 from PIL import Image, ImageOps
 
+from glipv2.image import UNREADABLE
 from pipeline import schema
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,6 @@ MISSING_IMAGE, UNREADABLE_IMAGE, SIZE_MISMATCH = "missing_image", "unreadable_im
 """Why a row is rejected: no such file, no whole picture in it, or boxes given for a picture of another size."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _ORIENTATION, _TURNED = 0x0112, range(2, 9)
 _QUALITY = 95
 
@@ -224,7 +222,7 @@ def start_row(image: Record, source: Source, kind: str, folder: Path | None = No
         picture = load_picture(folder / first_file(folder, ways))
     except FileNotFoundError:
         return row | {"reason": MISSING_IMAGE}
-    except _DECODE_ERRORS:
+    except UNREADABLE:
         return row | {"reason": UNREADABLE_IMAGE}
     stated = image.get("width"), image.get("height")
     if all(stated) and stated != (picture.width, picture.height):
