@@ -21,7 +21,7 @@ def nano_full() -> SweepJob:
     minutes of a core for 72 images, and as many data sets at a time as ``--sweep.max-concurrent`` says (2). From a
     model that had seen the drawn world alone, 700 steps: BCCD, 3 classes, AP 44.6 and AP50 81.9 on test (2.6 untuned).
     Aquarium, 60 images of 7 classes with small objects: AP 3.3 and AP50 9.7 (0.4 untuned); 6.0 and 18.6 with
-    ``--sweep.max-epochs 108``.
+    ``--sweep.max-epochs 108``. Measured on 2 virtual cores (Intel Xeon), 2026-11-29, one seed.
     """
     sweep = SweepConfig(
         modes=("full",),

@@ -102,7 +102,7 @@ def _check_files(path: Path, files: Sequence[Path]) -> None:
     for file in files:
         try:
             with Image.open(file) as image:
-                image.draft("RGB", (1, 1))  # reads all of a JPEG, but makes only its smallest form: half the time
+                image.draft("RGB", (1, 1))  # reads all of a JPEG, but makes only its smallest form
                 image.load()
         except UNREADABLE as error:
             raise ValueError(f"{file} cannot be opened ({error}); mend it, or take it out of {path}") from error
