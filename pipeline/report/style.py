@@ -41,6 +41,7 @@ caption { text-align:left; color:var(--muted); font-size:13px; padding-bottom:4p
 th, td { padding:5px 18px 5px 0; text-align:left; vertical-align:top; border-bottom:1px solid var(--line);
   overflow-wrap:anywhere }
 th { font-weight:600; white-space:nowrap }
+td:first-child { overflow-wrap:break-word }  /* words of names stay whole beside long values */
 .n { text-align:right; white-space:nowrap }
 tbody tr:last-child td { border-bottom:0 }
 pre { overflow-x:auto; margin:8px 0 0; padding:14px; border-radius:8px; background:var(--ground); font-size:12.5px }
